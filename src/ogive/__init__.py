@@ -1,0 +1,50 @@
+"""ogive: glacier velocity cubes and time series from satellite scene archives.
+
+    search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct / filter -> invert -> write -> view
+"""
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+
+from . import cluster, correct, export, filters, masks, validate, view
+from .cube import open_cube
+from .errors import OgiveError
+from .explain import explain
+from .invert import invert
+from .kernels import NCC
+from .local import local_items
+from .pairs import PairRules, make_pairs
+from .search import scene_table, search
+from .store import open_velocity, status, verify, write
+from .track import track
+
+try:
+    __version__ = _version("ogive")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "NCC",
+    "OgiveError",
+    "PairRules",
+    "__version__",
+    "cluster",
+    "correct",
+    "explain",
+    "export",
+    "filters",
+    "invert",
+    "local_items",
+    "make_pairs",
+    "masks",
+    "open_cube",
+    "open_velocity",
+    "scene_table",
+    "search",
+    "status",
+    "track",
+    "validate",
+    "verify",
+    "view",
+    "write",
+]

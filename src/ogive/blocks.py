@@ -1,0 +1,253 @@
+"""The Dask layer: one output chunk = one task.
+
+A block is a batch of pairs x a tile of cells. Its function reads each scene window it needs once, with the kernel's
+halo around it, prepares each scene once, and runs every pair of the batch:
+
+    cube (lazily indexed) ──window + halo──► prepare (once per scene) ──► match (once per pair) ──► {name: array}
+
+On a cube that reads windows the overlap is a *read window*: one task per block, nothing is exchanged. On a cube that
+already lives in Dask chunks the same function gets its window from Dask's own overlap exchange. Both paths, and every
+tiling, give the same bits (tests/test_blocks.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+from dask.array.overlap import overlap
+from numpy.typing import NDArray
+
+from . import flags, quality
+from .errors import ParameterError
+from .kernels import Kernel
+
+OUTPUTS: dict[str, Any] = {
+    "dy": np.float32,
+    "dx": np.float32,
+    "corr": np.float32,
+    "snr": np.float32,
+    "peak_ratio": np.float32,
+    "flag": np.uint16,
+}
+"""What a kernel returns for each pair, and its type."""
+
+BATCH = 32
+"""Pairs in a block. More would save reads, fewer would save memory; 32 pairs of 1024 px take about 0.2 GB."""
+_TILE_PIXELS = 1024
+"""Pixels along a tile's side: read amplification 1.2 with a halo of 50, a few seconds of matching."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How an output of (pairs, ny, nx) cells is cut.
+
+    Parameters
+    ----------
+    cells : (int, int)
+        Output cells ny, nx.
+    pairs : int
+    tile : int
+        Cells along a block's side.
+    batch : int
+        Pairs in a block.
+    step, halo : int
+        Of the kernel [px].
+    """
+
+    cells: tuple[int, int]
+    pairs: int
+    tile: int
+    batch: int
+    step: int
+    halo: int
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Chunk sizes along (mid_date, y, x)."""
+        sizes = ((self.pairs, self.batch), (self.cells[0], self.tile), (self.cells[1], self.tile))
+        return tuple(tuple(min(n, total - k) for k in range(0, total, n)) for total, n in sizes)
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return int(np.prod([len(c) for c in self.chunks]))
+
+    def rows(self, b: int) -> slice:
+        """The pairs of batch b."""
+        return slice(b * self.batch, min(self.pairs, (b + 1) * self.batch))
+
+    def window(self, axis: int, k: int) -> tuple[int, int]:
+        """First and last pixel (exclusive) of tile k, halo included; may leave the image."""
+        first = k * self.tile
+        last = min(self.cells[axis], first + self.tile)
+        return first * self.step - self.halo, last * self.step + self.halo
+
+
+def plan(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, tile: int | None = None, batch: int | None = None) -> Blocks:
+    """Cut the output into blocks.
+
+    Raises
+    ------
+    ParameterError
+        The cube is smaller than one chip with its search window, or tile or batch is not positive.
+    """
+    height, width = cube.sizes["y"], cube.sizes["x"]
+    cells = (height // kernel.step, width // kernel.step)
+    least = max(kernel.chip, kernel.step)
+    if min(height, width) < least:
+        raise ParameterError(
+            "chip", rule=f"must fit into the image of {height} x {width} px", value=f"chip={kernel.chip}, step={kernel.step}",
+            fix=f"use a chip of at most {min(height, width)} px, or a larger area",
+        )  # fmt: skip
+    if tile is None:
+        tile = max(32, _TILE_PIXELS // kernel.step // 32 * 32)
+    batch = BATCH if batch is None else batch
+    for name, value in (("tile", tile), ("batch", batch)):
+        if value < 1:
+            raise ParameterError(name, rule="must be at least 1", value=value)
+    return Blocks(cells, len(pairs), tile, batch, kernel.step, kernel.halo())
+
+
+def map_overlapping(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, blocks: Blocks) -> dict[str, da.Array]:
+    """Apply a matching kernel to every pair and tile, lazily.
+
+    Parameters
+    ----------
+    cube : xr.Dataset
+        `image` and `mask`, dims (time, y, x); lazily indexed, in memory, or in Dask chunks.
+    pairs : pd.DataFrame
+        Positions `i1`, `i2` in the cube's time.
+    kernel : Kernel
+    blocks : Blocks
+        From `plan`.
+
+    Returns
+    -------
+    dict of dask arrays
+        `OUTPUTS`, each (pairs, ny, nx), one task per block behind all of them.
+    """
+    numbers = [da.from_array(np.arange(len(c)), chunks=1) for c in blocks.chunks]
+    scenes = pairs[["i1", "i2"]].to_numpy(np.int64)
+    # Pixels beyond the last whole cell belong to no cell: leave them out, so that both paths see the same image.
+    height, width = (n * blocks.step for n in blocks.cells)
+    image, mask = (cube[name].variable[:, :height, :width] for name in ("image", "mask"))
+    arguments: list[Any] = [numbers[0], "b", numbers[1], "y", numbers[2], "x"]
+    source: Any = _Windows(image, mask)
+    if image.chunks is not None:  # asking for .data would read a lazily indexed cube
+        source = None
+        for variable, outside in ((image, np.nan), (mask, quality.NO_DATA)):
+            arguments += [_overlapped(variable.data, blocks, outside), "tyx"]
+    base = da.blockwise(
+        _block, "byx", *arguments, dtype=object, concatenate=True, align_arrays=False,
+        adjust_chunks=dict(zip("byx", blocks.chunks, strict=True)), meta=np.empty((0, 0, 0), object),
+        source=source, scenes=scenes, kernel=kernel, blocks=blocks,
+    )  # fmt: skip
+    return {name: pick(base, name, dtype) for name, dtype in OUTPUTS.items()}
+
+
+def pick(base: da.Array, name: str, dtype: Any) -> da.Array:
+    """One array out of blocks that hold dictionaries of arrays."""
+    meta = np.empty((0,) * base.ndim, dtype)
+    return base.map_blocks(_get, name, dtype=dtype, meta=meta, name=None)
+
+
+def _get(block: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    return block[name]
+
+
+class _Windows:
+    """Windows of a lazily indexed (or in-memory) cube, filled with "no data" beyond its edges."""
+
+    def __init__(self, image: xr.Variable, mask: xr.Variable) -> None:
+        self.image, self.mask = image, mask
+
+    def __call__(self, scene: int, y: tuple[int, int], x: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        (y0, y1), (x0, x1) = y, x
+        height, width = self.image.shape[1:]
+        inside = np.s_[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
+        place = np.s_[inside[0].start - y0 : inside[0].stop - y0, inside[1].start - x0 : inside[1].stop - x0]
+        image = np.full((y1 - y0, x1 - x0), np.nan, np.float32)
+        mask = np.full((y1 - y0, x1 - x0), quality.NO_DATA, np.uint8)
+        image[place] = self.image[(scene, *inside)].values
+        mask[place] = self.mask[(scene, *inside)].values
+        return image, mask
+
+
+def _overlapped(array: da.Array, blocks: Blocks, outside: float) -> da.Array:
+    """The Dask cube re-cut into tiles, each with its halo from its neighbours."""
+    tiles = tuple(tuple(n * blocks.step for n in c) for c in blocks.chunks[1:])
+    smallest = min(min(c) for c in tiles)
+    if smallest < blocks.halo and any(len(c) > 1 for c in tiles):
+        raise ParameterError(
+            "tile", rule=f"every tile of a Dask cube must be at least as wide as the halo of {blocks.halo} px",
+            value=f"{smallest} px", fix="use another tile, or a cube that is not chunked",
+        )  # fmt: skip
+    array = array.rechunk((-1, *tiles))
+    depth = {0: 0, 1: blocks.halo, 2: blocks.halo}
+    # One tile may be narrower than the halo: pad it ourselves, Dask would refuse.
+    single = {axis: len(tiles[axis - 1]) == 1 for axis in (1, 2)}
+    pad = [(0, 0)] + [(blocks.halo, blocks.halo) if single[axis] else (0, 0) for axis in (1, 2)]
+    array = da.pad(array, pad, constant_values=outside).rechunk({a: -1 for a in (1, 2) if single[a]})
+    depth = {axis: 0 if single.get(axis, True) else n for axis, n in depth.items()}
+    return overlap(array, depth=depth, boundary={0: "none", 1: outside, 2: outside}, allow_rechunk=False)
+
+
+def _block(
+    b: NDArray[np.int64],
+    y: NDArray[np.int64],
+    x: NDArray[np.int64],
+    image: NDArray[np.float32] | None = None,
+    mask: NDArray[np.uint8] | None = None,
+    *,
+    source: Callable[..., Any] | None,
+    scenes: NDArray[np.int64],
+    kernel: Kernel,
+    blocks: Blocks,
+) -> dict[str, NDArray[Any]]:
+    """All pairs of one block: the body of the task."""
+    rows = scenes[blocks.rows(int(b[0]))]
+    ys, xs = blocks.window(0, int(y[0])), blocks.window(1, int(x[0]))
+    last = {int(scene): k for k, row in enumerate(rows) for scene in row}
+    shape = (len(rows), *((hi - lo - 2 * blocks.halo) // blocks.step for lo, hi in (ys, xs)))
+    out = {name: np.empty(shape, dtype) for name, dtype in OUTPUTS.items()}
+    outside = _leaves_image(blocks, ys, xs)
+    prepared: dict[int, Any] = {}
+    for k, row in enumerate(rows):
+        for scene in map(int, row):
+            if scene not in prepared:
+                if source is not None:
+                    pixels, bits = source(scene, ys, xs)
+                else:
+                    assert image is not None
+                    assert mask is not None
+                    pixels, bits = image[scene], mask[scene]
+                prepared[scene] = kernel.prepare(pixels, quality.usable(bits))
+        result = kernel.match(prepared[int(row[0])], prepared[int(row[1])])
+        for name in OUTPUTS:
+            out[name][k] = result[name]
+        out["flag"][k][outside & (out["flag"][k] & flags.NO_DATA != 0)] |= flags.OUTSIDE
+        for scene in {int(s) for s in row if last[int(s)] == k}:
+            del prepared[scene]
+    return out
+
+
+def _leaves_image(blocks: Blocks, ys: tuple[int, int], xs: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cells whose chip, search window or filter reach leaves the image."""
+    axes = []
+    for (first, last), n in ((ys, blocks.cells[0]), (xs, blocks.cells[1])):
+        start = np.arange(first, last - 2 * blocks.halo, blocks.step)
+        axes.append((start < 0) | (start + blocks.step + 2 * blocks.halo > n * blocks.step))
+    return axes[0][:, None] | axes[1][None, :]
+
+
+def memory(blocks: Blocks, scenes: int) -> int:
+    """Upper estimate of the memory of one block [bytes]: prepared scenes, one read, tables in the making, outputs."""
+    side = blocks.tile * blocks.step + 2 * blocks.halo
+    cells = blocks.batch * blocks.tile**2
+    per_scene = 4 + 1 + 4 + 8  # image, mask, integral image, two tables
+    working = 4 * 6 + 16 * 2  # filter and masked planes, float64 sums
+    return int(side**2 * (min(scenes, 2 * blocks.batch) * per_scene + working) + cells * 40)

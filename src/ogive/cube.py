@@ -1,0 +1,293 @@
+"""STAC items to one lazy cube: `open_cube(items)` builds grid and coordinates, and reads nothing.
+
+    items ─► one Asset per scene and band (href + pixel grid, from proj:* fields)
+          ─► one explicit GeoBox, taken from a scene's own pixels
+          ─► SceneStack: an array that is read window by window when it is indexed
+
+A window of the cube is one read per scene. Nothing is a Dask array: `blocks.map_overlapping` indexes the cube inside
+its tasks, so a halo is simply a larger read window. `cube.chunk(...)` turns it into a Dask cube where that is wanted.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pystac
+import xarray as xr
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from xarray.backends.common import BackendArray
+from xarray.core import indexing
+
+from . import catalog, grid as grids, quality
+from ._read import READERS, Asset, Reader, Sign, read, relation
+from .aoi import resolve_aoi
+from .errors import GridError, ItemError, ParameterError, SearchError
+
+log = logging.getLogger("ogive")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where one scene's pixels are and what they mean: value = scale * DN + offset, DN 0 = no data."""
+
+    image: Asset
+    scale: float
+    offset: float
+    mask: Asset | None
+    decoder: str
+
+
+class SceneStack(BackendArray):  # type: ignore[misc]
+    """A (time, y, x) array that reads exactly the window it is asked for.
+
+    Parameters
+    ----------
+    scenes : tuple of Scene
+    geobox : GeoBox
+        The cube's grid.
+    kind : {"image", "mask"}
+        float32 values with NaN, or uint8 mask bits.
+    """
+
+    def __init__(
+        self, scenes: tuple[Scene, ...], geobox: GeoBox, kind: str, reader: Reader, resampling: str, sign: Sign | None
+    ) -> None:
+        self.scenes, self.geobox, self.kind = scenes, geobox, kind
+        self.reader, self.resampling, self.sign = reader, resampling, sign
+        self.shape = (len(scenes), *geobox.shape)
+        self.dtype = np.dtype(np.float32 if kind == "image" else np.uint8)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read what xarray's indexer asks for."""
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
+
+    def _get(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
+        times, rows, columns = (range(n)[k] if isinstance(k, slice) else k for k, n in zip(key, self.shape, strict=True))
+        y, x = (r if isinstance(r, range) else range(r, r + 1) for r in (rows, columns))
+        index = times if isinstance(times, range) else range(times, times + 1)
+        out = np.empty((len(index), len(y), len(x)), self.dtype)
+        if out.size:
+            (y0, y1), (x0, x1) = ((min(r), max(r) + 1) for r in (y, x))
+            window = self.geobox[y0:y1, x0:x1]
+            for k, i in enumerate(index):
+                full = self._window(self.scenes[i], window)
+                out[k] = full[np.ix_([j - y0 for j in y], [j - x0 for j in x])]
+        squeeze = tuple(n for n, k in enumerate(key) if not isinstance(k, slice))
+        return out.squeeze(squeeze) if squeeze else out
+
+    def _window(self, scene: Scene, window: GeoBox) -> NDArray[Any]:
+        if self.kind == "mask":
+            if scene.mask is None:
+                return np.zeros(window.shape, np.uint8)
+            return quality.decode(scene.decoder, read(self.reader, scene.mask, window, "nearest", self.sign))
+        values = read(self.reader, scene.image, window, self.resampling, self.sign)
+        # 0 is no data for every optical product; files without a nodata tag still hold it. Before the offset, always.
+        values = np.where(values == 0, np.float32(np.nan), values)
+        return values * np.float32(scene.scale) + np.float32(scene.offset)
+
+
+def open_cube(
+    items: Iterable[pystac.Item],
+    band: str | Mapping[str, str] | None = None,
+    *,
+    resolution: float | None = None,
+    aoi: Any = None,
+    buffer: float = 0.0,
+    grid: GeoBox | None = None,
+    loader: str | Reader = "odc",
+    resampling: str = "cubic",
+    sign: Sign | None = None,
+) -> xr.Dataset:
+    """Build a lazy cube of one band; no file is opened.
+
+    Parameters
+    ----------
+    items : iterable of pystac.Item
+    band : str or mapping, optional
+        Common band name (`"nir"`, `"pan"`), or one per sensor (`{"sentinel-2": "nir", "landsat": "pan"}`).
+        Default: each sensor's own band for matching.
+    resolution : float, optional
+        Pixel size [m]. Default: the finest native one. Any other than native is resampled, and said in `resampled`.
+    aoi : optional
+        Area to cover, in any form that `search` takes. Default: the area that all scenes share.
+    buffer : float
+        Extra margin around the AOI [m]; stable ground beside a glacier, say.
+    grid : GeoBox, optional
+        Take this grid as it is; scenes of another coordinate system are then resampled to it.
+    loader : {"odc", "stackstac"} or Reader
+    resampling : str
+        For scenes that are not congruent with the grid; cubic keeps sharpness, bilinear blurs.
+    sign : callable, optional
+        URL to readable URL, called at read time.
+
+    Returns
+    -------
+    xr.Dataset
+        Dimensions (time, y, x), sorted by time: `image` float32 (reflectance), `mask` uint8 (bits of
+        `ogive.quality`), and per-scene coordinates (see ARCHITECTURE.md).
+
+    Raises
+    ------
+    SearchError
+        No items.
+    ItemError
+        An item lacks the band or its projection fields.
+    GridError
+        Scenes in several coordinate systems, an AOI outside every scene, or almost congruent grids.
+    """
+    ordered = sorted(items, key=lambda item: (_time(item), item.id))
+    if not ordered:
+        raise SearchError("items", rule="must hold at least one scene", value=0, fix="widen the search")
+    scenes = tuple(_scene(item, band) for item in ordered)
+    geobox = grid if grid is not None else _grid(scenes, aoi, buffer, resolution)
+    related = [relation(geobox, s.image.geobox) for s in scenes]
+    _check_overlap(geobox, scenes)
+    reader = READERS[loader]() if isinstance(loader, str) and loader in READERS else loader
+    if isinstance(reader, str):
+        raise ParameterError("loader", rule=f"must be one of {', '.join(READERS)}, or a Reader", value=repr(reader))
+    stacks = {k: SceneStack(scenes, geobox, k, reader, resampling, sign) for k in ("image", "mask")}
+    dims = ("time", "y", "x")
+    cube = xr.Dataset(
+        {
+            k: xr.Variable(dims, indexing.LazilyIndexedArray(stack), {"grid_mapping": "mapping"})
+            for k, stack in stacks.items()
+        },
+        coords={
+            **grids.coordinates(geobox),
+            "mapping": grids.mapping(geobox),
+            **_scene_coordinates(ordered),
+            "resampled": ("time", np.array([r == "resample" for r in related])),
+        },
+        attrs={"resampling": resampling, "loader": loader if isinstance(loader, str) else type(loader).__name__},
+    )
+    cube["image"].attrs |= {"long_name": "reflectance after scale and offset", "units": "1"}
+    cube["mask"].attrs |= quality.attributes()
+    if any(r == "resample" for r in related):
+        log.info("%d of %d scenes are resampled (%s) to the grid", related.count("resample"), len(related), resampling)
+    return cube
+
+
+def usable_share(items: Iterable[pystac.Item], cube: xr.Dataset, band: Any = None, *, sign: Sign | None = None) -> pd.Series:
+    """Share of usable pixels of each scene over the cube's area, from a coarse look (about 1/16 of the resolution).
+
+    Reads every scene once through its overviews: a missing file, a scene without pixels here and cloud over the
+    glacier show up before any matching.
+
+    Returns
+    -------
+    pd.Series
+        0 ... 1, index = scene id, in the cube's order.
+
+    Raises
+    ------
+    ReadError
+        A scene cannot be read.
+    """
+    full = grids.geobox_of(cube)
+    factor = max(1, min(16, min(full.shape) // 16))
+    coarse = full.zoom_out(factor) if factor > 1 else full
+    look = open_cube(items, band, grid=coarse, resampling="nearest", sign=sign).compute()
+    good = quality.usable(look["mask"].values) & np.isfinite(look["image"].values)
+    return pd.Series(good.mean((1, 2)), index=look["scene_id"].values, name="usable")
+
+
+def _time(item: pystac.Item) -> np.datetime64:
+    stamp = item.datetime or item.common_metadata.start_datetime
+    if stamp is None:
+        raise ItemError(f"item {item.id}", rule="needs a datetime", fix="leave the item out")
+    utc = pd.Timestamp(stamp)
+    return np.datetime64((utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).to_datetime64(), "ns")
+
+
+def _scene(item: pystac.Item, band: str | Mapping[str, str] | None) -> Scene:
+    sensor = catalog.sensor_of(item)
+    wanted = band.get(sensor.name) if isinstance(band, Mapping) else band
+    key = catalog.band_asset(item, wanted)
+    scale, offset = catalog.scale_offset(item, key)
+    mask_key = catalog.mask_asset(item)
+    geobox = catalog.scene_geobox(item, key)
+    mask = None
+    if mask_key is not None:
+        mask = Asset(item.id, _href(item, mask_key), catalog.scene_geobox(item, mask_key))
+    return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "")
+
+
+def _href(item: pystac.Item, key: str) -> str:
+    return item.assets[key].get_absolute_href() or item.assets[key].href
+
+
+def _scene_coordinates(items: list[pystac.Item]) -> dict[str, Any]:
+    sun = [catalog.sun_angles(item) for item in items]
+    codes = [catalog.codes(item) for item in items]
+    text = {
+        "scene_id": [item.id for item in items],
+        "platform": [str(item.properties.get("platform", "")) for item in items],
+        "sensor": [catalog.sensor_of(item).name for item in items],
+        "relative_orbit": [catalog.relative_orbit(item) for item in items],
+        "processing_baseline": [catalog.processing_baseline(item) for item in items],
+        "mission_code": [c[0] for c in codes],
+        "satellite_code": [c[1] for c in codes],
+        "sensor_code": [c[2] for c in codes],
+    }
+    numbers = {
+        "cloud_cover": [catalog.cloud_cover(item) for item in items],
+        "sun_azimuth": [s[0] for s in sun],
+        "sun_elevation": [s[1] for s in sun],
+    }
+    return {
+        "time": ("time", np.array([_time(item) for item in items])),
+        **{k: ("time", np.array(v, object)) for k, v in text.items()},
+        **{k: ("time", np.array(v, np.float64)) for k, v in numbers.items()},
+    }
+
+
+def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float | None) -> GeoBox:
+    """One explicit grid, on the pixels of the reference scene."""
+    systems = Counter(str(s.image.geobox.crs) for s in scenes)
+    if len(systems) > 1:
+        raise GridError(
+            "scenes", rule="must share one coordinate system",
+            value=", ".join(f"{crs}: {n} scenes" for crs, n in sorted(systems.items())),
+            fix="search one tile or path-row, or pass grid= to resample all of them to one grid",
+        )  # fmt: skip
+    native = [abs(s.image.geobox.resolution.x) for s in scenes]
+    pixel = resolution or min(native)
+    if pixel <= 0:
+        raise ParameterError("resolution", rule="must be positive [m]", value=pixel)
+    at = next((k for k, r in enumerate(native) if math.isclose(r, pixel)), 0)
+    reference = scenes[at].image.geobox
+    boxes = np.array([tuple(s.image.geobox.boundingbox) for s in scenes])
+    if aoi is None:
+        left, bottom = boxes[:, :2].max(0)
+        right, top = boxes[:, 2:].min(0)
+        if left >= right or bottom >= top:
+            raise GridError("scenes", rule="must share an area when no AOI is given", fix="pass aoi=")
+    else:
+        shape = gpd.GeoSeries([resolve_aoi(aoi)], crs=4326).to_crs(str(reference.crs)).iloc[0]
+        left, bottom, right, top = shape.buffer(buffer).bounds if buffer else shape.bounds
+    a = reference.affine
+    # Whole pixels of the reference scene; a hair of tolerance keeps an edge that lies on a pixel boundary there.
+    x0, x1 = math.floor((left - a.c) / pixel + 1e-6), math.ceil((right - a.c) / pixel - 1e-6)
+    y0, y1 = math.floor((a.f - top) / pixel + 1e-6), math.ceil((a.f - bottom) / pixel - 1e-6)
+    transform = Affine(pixel, 0, a.c + x0 * pixel, 0, -pixel, a.f - y0 * pixel)
+    return GeoBox((max(1, y1 - y0), max(1, x1 - x0)), transform, reference.crs)
+
+
+def _check_overlap(grid: GeoBox, scenes: tuple[Scene, ...]) -> None:
+    """Refuse a grid that no scene touches: all-NaN cubes are the quietest of failures."""
+    ours = grid.extent
+    touching = [s for s in scenes if ours.intersects(s.image.geobox.extent.to_crs(grid.crs))]
+    if not touching:
+        box = [round(v) for v in scenes[0].image.geobox.boundingbox]
+        raise GridError(
+            "AOI", rule="must lie inside at least one scene", value=[round(v) for v in grid.boundingbox],
+            fix=f"the first scene covers {box} in {grid.crs}",
+        )  # fmt: skip

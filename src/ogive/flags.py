@@ -1,0 +1,104 @@
+"""Why a pixel is or is not valid: one bit for each reason, the same bits from the kernel to the series.
+
+`flag` is a CF bit field (`flag_masks`, `flag_meanings`), uint16. 0 means valid and measured. Bits in `WARNINGS`
+leave the value standing; any other bit means that the value is NaN. A block that was never computed reads
+`NOT_COMPUTED`, because that is the fill value of the variable in the store: "no match" and "not done" never look alike.
+"""
+
+from typing import Any
+
+import numpy as np
+
+OUTSIDE = 1
+"""The chip or its search window leaves the image."""
+NO_DATA = 2
+"""Too few valid pixels: no data, cloud, shadow or a mask."""
+FLAT = 4
+"""The chip has no texture."""
+RIM = 8
+"""The correlation peak lies on the rim of the search window: the true motion may be larger."""
+LOW_CORRELATION = 16
+AMBIGUOUS = 32
+"""The second peak is almost as high as the first."""
+NOT_REFINED = 64
+"""Warning: the sub-pixel step failed, the whole-pixel peak is kept."""
+NEIGHBOURS = 128
+"""Too few neighbours agree (normalised displacement coherence)."""
+OUTLIER = 256
+"""Rejected by the local median test."""
+FEW_NEIGHBOURS = 512
+"""Warning: too few neighbours to test against."""
+INTERPOLATED = 1024
+"""Warning: filled, not measured."""
+PRIOR_MISSING = 2048
+"""Warning: no prior here, the full window was searched."""
+TOO_FEW_PAIRS = 4096
+"""Inversion: not enough valid pairs at this pixel."""
+GAP = 8192
+"""Inversion: no pair covers this time."""
+SCREENED = 16384
+"""Inversion: the pairs of this pixel were screened out."""
+NOT_COMPUTED = 32768
+"""The block was never computed; the fill value of `flag`."""
+
+MEANINGS: dict[int, str] = {
+    OUTSIDE: "outside_image",
+    NO_DATA: "no_data_or_masked",
+    FLAT: "flat_chip",
+    RIM: "peak_on_rim_of_search_window",
+    LOW_CORRELATION: "low_correlation",
+    AMBIGUOUS: "ambiguous_peak",
+    NOT_REFINED: "not_refined",
+    NEIGHBOURS: "neighbours_disagree",
+    OUTLIER: "local_median_outlier",
+    FEW_NEIGHBOURS: "too_few_neighbours_to_test",
+    INTERPOLATED: "interpolated",
+    PRIOR_MISSING: "prior_missing",
+    TOO_FEW_PAIRS: "too_few_pairs",
+    GAP: "gap_in_time",
+    SCREENED: "all_pairs_screened_out",
+    NOT_COMPUTED: "not_computed",
+}
+WARNINGS = NOT_REFINED | FEW_NEIGHBOURS | INTERPOLATED | PRIOR_MISSING
+
+
+def attributes() -> dict[str, Any]:
+    """CF attributes of a `flag` variable.
+
+    Examples
+    --------
+    >>> attributes()["flag_meanings"].split()[0]
+    'outside_image'
+    """
+    return {
+        "long_name": "reason why a pixel is not valid, 0 = valid and measured",
+        "standard_name": "status_flag",
+        "flag_masks": np.array(list(MEANINGS), np.uint16),
+        "flag_meanings": " ".join(MEANINGS.values()),
+    }
+
+
+def explain(value: int) -> list[str]:
+    """The reasons in one flag value.
+
+    Examples
+    --------
+    >>> explain(18)
+    ['no_data_or_masked', 'low_correlation']
+    """
+    return [text for bit, text in MEANINGS.items() if int(value) & bit]
+
+
+def invalid(flag: Any) -> Any:
+    """True where the flag says that the value is not valid (any bit that is not a warning).
+
+    Parameters
+    ----------
+    flag : array of uint16, any shape
+
+    Examples
+    --------
+    >>> invalid(np.array([0, NOT_REFINED, RIM], np.uint16)).tolist()
+    [False, False, True]
+    """
+    return (flag & np.uint16(0xFFFF & ~WARNINGS)) != 0

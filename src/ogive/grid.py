@@ -1,0 +1,110 @@
+"""Grids are values: `odc.geo.GeoBox` in, `odc.geo.GeoBox` out.
+
+The cube, the velocity and every window of them is a GeoBox; coordinates and the CF `mapping` variable are made from
+it here and nowhere else. y comes before x, y descends, coordinates are pixel *centres*.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyproj
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from .errors import GridError
+
+YEAR_DAYS = 365.0
+"""Length of the year in "meter/year" [days]; one constant for the whole package, stored as `year_length_days`."""
+
+
+def coarsen(geobox: GeoBox, step: int) -> GeoBox:
+    """The grid of step x step pixel cells, anchored to the first pixel; incomplete cells are left out.
+
+    Examples
+    --------
+    >>> grid = GeoBox((100, 84), Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32632")
+    >>> coarsen(grid, 8).shape, coarsen(grid, 8).resolution.x
+    (Shape2d(x=10, y=12), 80.0)
+    """
+    height, width = (int(n) // step for n in geobox.shape)
+    return GeoBox((height, width), geobox.affine * Affine.scale(step), geobox.crs)
+
+
+def coordinates(geobox: GeoBox) -> dict[str, xr.Variable]:
+    """`y` and `x` variables [m], pixel centres, with CF attributes."""
+    height, width = geobox.shape
+    a = geobox.affine
+    if a.b or a.d:
+        raise GridError("grid", rule="must not be rotated", value=tuple(a)[:6], fix="use a north-up grid")
+    y = a.f + a.e * (np.arange(height) + 0.5)
+    x = a.c + a.a * (np.arange(width) + 0.5)
+    attrs = {"units": "metre", "axis": "Y", "standard_name": "projection_y_coordinate"}
+    return {
+        "y": xr.Variable("y", y, attrs),
+        "x": xr.Variable("x", x, {**attrs, "axis": "X", "standard_name": "projection_x_coordinate"}),
+    }
+
+
+def mapping(geobox: GeoBox) -> xr.Variable:
+    """The CF grid mapping variable, with the extra attributes that ITS_LIVE, TICOI and GDAL read.
+
+    Written anew after every spatial operation, because clipping through other libraries drops half of it.
+    """
+    crs = pyproj.CRS.from_user_input(str(geobox.crs))
+    attrs: dict[str, Any] = {k: v for k, v in crs.to_cf().items() if isinstance(v, str | int | float)}
+    wkt = crs.to_wkt("WKT1_GDAL")
+    a = geobox.affine
+    attrs |= {
+        "spatial_ref": wkt,
+        "crs_wkt": wkt,
+        "proj4text": _proj4(crs),
+        "GeoTransform": f"{a.c!r} {a.a!r} {a.b!r} {a.f!r} {a.d!r} {a.e!r}",
+    }
+    if crs.to_epsg():
+        attrs["spatial_epsg"] = crs.to_epsg()
+    if crs.utm_zone:
+        attrs["utm_zone_number"] = int(crs.utm_zone[:-1])
+    return xr.Variable((), np.int32(0), attrs)
+
+
+def _proj4(crs: pyproj.CRS) -> str:
+    import warnings
+
+    with warnings.catch_warnings():  # pyproj warns that PROJ.4 strings lose detail; TICOI reads nothing else
+        warnings.simplefilter("ignore", UserWarning)
+        return crs.to_proj4()
+
+
+def geobox_of(obj: xr.Dataset | xr.DataArray) -> GeoBox:
+    """The grid of a cube, a velocity, a series or a mask, from its own coordinates and grid mapping.
+
+    Raises
+    ------
+    GridError
+        No `y`/`x` coordinates, no coordinate system, or coordinates that are not evenly spaced.
+    """
+    for name in ("y", "x"):
+        if name not in obj.coords or obj[name].size < 1:
+            raise GridError("dataset", rule=f"needs a coordinate {name!r}", fix="open it with ogive.open_velocity")
+    variable = next((obj.coords[n] for n in ("mapping", "spatial_ref") if n in obj.coords), None)
+    if variable is None and isinstance(obj, xr.Dataset):
+        variable = next((obj[n] for n in ("mapping", "spatial_ref") if n in obj), None)
+    wkt = None if variable is None else variable.attrs.get("crs_wkt") or variable.attrs.get("spatial_ref")
+    if variable is None or not wkt:
+        raise GridError("dataset", rule="needs a grid mapping variable with crs_wkt", fix="add ogive.grid.mapping(...)")
+    text = str(variable.attrs.get("GeoTransform", ""))
+    c, a, _, f, _, e = (float(t) for t in text.split()) if text else (np.nan,) * 6
+    steps = {}
+    for name, given in (("y", e), ("x", a)):
+        values = obj[name].values.astype(float)
+        step = float(values[-1] - values[0]) / (values.size - 1) if values.size > 1 else given
+        if values.size > 1 and np.abs(np.diff(values) - step).max() > 1e-6 * abs(step):
+            raise GridError(f"coordinate {name!r}", rule="must be evenly spaced", fix="select whole slices only")
+        # Keep the exact figure of the file: a spacing recovered by subtraction carries rounding noise.
+        steps[name] = given if np.isclose(step, given, rtol=1e-9) else step
+    left, top = float(obj["x"][0]) - steps["x"] / 2, float(obj["y"][0]) - steps["y"] / 2
+    left, top = (c if np.isclose(left, c, rtol=0, atol=1e-6) else left), (f if np.isclose(top, f, rtol=0, atol=1e-6) else top)
+    epsg = variable.attrs.get("spatial_epsg")
+    crs = f"EPSG:{int(epsg)}" if epsg else wkt
+    return GeoBox((obj.sizes["y"], obj.sizes["x"]), Affine(steps["x"], 0, left, 0, steps["y"], top), crs)

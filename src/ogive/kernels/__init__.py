@@ -1,0 +1,113 @@
+"""Matching kernels: the contract, the registry, and the wrapper for a user's own function.
+
+A kernel turns two windows of a scene pair into displacements. It never sees a date, a coordinate system or a Dask
+array: `blocks.map_overlapping` cuts the windows, `track` turns pixels into meter/year. A kernel is a frozen dataclass
+of its parameters with five members (`Kernel`); whatever is in `KERNELS` is run through the contract tests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import flags
+from ..errors import ParameterError
+from .ncc import NCC
+
+Displacements = dict[str, NDArray[Any]]
+"""What `match` returns: `dy`, `dx` [px] float32 (NaN where invalid), `corr`, `snr`, `peak_ratio` float32, `flag` uint16."""
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """The contract of a matching kernel.
+
+    Windows carry `halo()` pixels on each side of the `ny * step` by `nx * step` pixels of the output cells. Cell (i, j)
+    covers pixels `halo + step * i ... halo + step * (i + 1) - 1`; the displacement is that of the cell's centre, in
+    pixels, dy positive down: a feature at (y, x) in image 1 is at (y + dy, x + dx) in image 2.
+    """
+
+    @property
+    def step(self) -> int:
+        """Grid step between output points [px]."""
+
+    @property
+    def chip(self) -> int:
+        """Width of the image chip behind one vector [px]."""
+
+    def halo(self) -> int:
+        """Pixels needed beyond the output cells, on each side."""
+
+    def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        """Everything that belongs to one scene window and is shared by all its pairs (filters, tables)."""
+
+    def match(self, first: Any, second: Any) -> Displacements:
+        """Displacements between two prepared windows, each array of shape (ny, nx)."""
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A user's own matching function behind the kernel contract.
+
+    Parameters
+    ----------
+    function : callable
+        `function(image1, image2, valid1, valid2)` with windows of shape (h, w); returns `(dy, dx)` or
+        `(dy, dx, corr)`, each (ny, nx) with `ny = (h - 2 margin) // step`, NaN where there is no match.
+    step, chip, margin : int
+        Grid step, width of the area behind one vector, and halo [px].
+
+    Examples
+    --------
+    >>> still = Custom(lambda a, b, va, vb: (np.zeros((4, 4)), np.zeros((4, 4))), step=8, chip=8, margin=0)
+    >>> window = still.prepare(np.ones((32, 32), "f4"), np.ones((32, 32), bool))
+    >>> still.match(window, window)["dy"].shape
+    (4, 4)
+    """
+
+    function: Callable[..., Any]
+    step: int = 8
+    chip: int = 32
+    margin: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("step", 1), ("chip", 1), ("margin", 0)):
+            if getattr(self, name) < least:
+                raise ParameterError(name, rule=f"must be at least {least} px", value=getattr(self, name))
+
+    def halo(self) -> int:
+        """Pixels needed beyond the output cells."""
+        return self.margin
+
+    def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
+        """The window as it is, NaN where masked."""
+        return np.where(valid, image, np.float32(np.nan)), valid
+
+    def match(self, first: Any, second: Any) -> Displacements:
+        """Call the function and check what it returned."""
+        shape = tuple((n - 2 * self.margin) // self.step for n in first[0].shape)
+        result = [np.asarray(r, np.float32) for r in self.function(first[0], second[0], first[1], second[1])]
+        if len(result) not in (2, 3) or any(r.shape != shape for r in result):
+            raise ParameterError(
+                "kernel function", rule=f"must return (dy, dx) or (dy, dx, corr), each of shape {shape}",
+                value=[r.shape for r in result], fix="check step and margin",
+            )  # fmt: skip
+        dy, dx = result[:2]
+        good = np.isfinite(dy) & np.isfinite(dx)
+        nothing = np.full(shape, np.nan, np.float32)
+        return {
+            "dy": np.where(good, dy, np.float32(np.nan)),
+            "dx": np.where(good, dx, np.float32(np.nan)),
+            "corr": result[2] if len(result) == 3 else nothing,
+            "snr": nothing,
+            "peak_ratio": nothing,
+            "flag": np.where(good, 0, flags.NO_DATA).astype(np.uint16),
+        }
+
+
+KERNELS: dict[str, Callable[..., Kernel]] = {"ncc": NCC}
+"""Kernels by the name they have in a run file."""
+
+__all__ = ["KERNELS", "NCC", "Custom", "Displacements", "Kernel"]

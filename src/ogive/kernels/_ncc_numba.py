@@ -1,0 +1,297 @@
+"""NCC on the CPU, displacement-major: one displacement at a time serves every chip of a row of points.
+
+Neighbouring chips share most of their pixels. So the loops are turned inside out: for one displacement the two images
+are multiplied once, the products are summed over small blocks (as wide as the greatest common divisor of chip and grid
+step), and every chip's numerator is a sum of blocks. Only the last rows of blocks are kept, in a ring that fits the
+cache. Means and variances are look-ups in tables made once per scene (`tables`).
+
+Chips that see a masked pixel need six sums instead of one (Padfield, 2012), made by the same block kernel from the
+images, their squares and their masks, and only in the rows that have such chips. Which formula a point gets depends on
+its own window alone, every sum has a fixed order, and nothing is re-associated: any tiling gives the same bits.
+
+Indices in the hot loops are unsigned: signed ones make numba emit wrap-around selects, and the loop does not vectorise.
+"""
+
+import numpy as np
+from numba import njit
+
+from .subpixel import JIT, quadric
+
+U = np.uint64
+CLEAN, MASKED, EMPTY = 0, 1, 2
+"""Classes of points: all pixels valid; some masked; too few to match."""
+
+
+@njit(**JIT)
+def tables(image, chip, block, blocks):  # type: ignore[no-untyped-def]
+    """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat."""
+    h, w = image.shape
+    height, width = h - chip + 1, w - chip + 1
+    n = float(chip * chip)
+    t = np.empty((height, width), np.float32)
+    q = np.empty((height, width), np.float32)
+    # Rows of blocks first, then blocks: block + blocks additions for a chip of block * blocks, in a fixed order.
+    short_s, short_q = np.zeros((h, w)), np.zeros((h, w))
+    for y in range(h - block + 1):
+        for k in range(block):
+            for x in range(U(w)):
+                value = float(image[y + k, x])
+                short_s[y, x] += value
+                short_q[y, x] += value * value
+    row_s, row_q = np.empty(w), np.empty(w)
+    part_s, part_q = np.empty(w), np.empty(w)
+    for y in range(height):
+        row_s[:] = 0.0
+        row_q[:] = 0.0
+        for k in range(blocks):
+            for x in range(U(w)):
+                row_s[x] += short_s[y + k * block, x]
+                row_q[x] += short_q[y + k * block, x]
+        part_s[:] = 0.0
+        part_q[:] = 0.0
+        for k in range(block):
+            for x in range(U(w - block + 1)):
+                part_s[x] += row_s[x + U(k)]
+                part_q[x] += row_q[x + U(k)]
+        for x in range(U(width)):
+            total = 0.0
+            square = 0.0
+            for k in range(U(blocks)):
+                total += part_s[x + k * U(block)]
+                square += part_q[x + k * U(block)]
+            variance = square - total * total / n
+            t[y, x] = total / np.sqrt(n)
+            # A variance at the level of rounding is none.
+            q[y, x] = 1.0 / np.sqrt(variance) if variance > 1e-12 * square else 0.0
+    return t, q
+
+
+@njit(**JIT)
+def products4(a, b, ia, ib, ld, width, c0, c1, c2, c3, block):  # type: ignore[no-untyped-def]
+    """Column sums over one block row of a * b, for four neighbouring displacements (one load of `a` feeds four)."""
+    for x in range(width):
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for k in range(U(len(block))):
+            v = a[ia + k * ld + x]
+            p = ib + k * ld + x
+            s0 += v * b[p]
+            s1 += v * b[p + U(1)]
+            s2 += v * b[p + U(2)]
+            s3 += v * b[p + U(3)]
+        c0[x] = s0
+        c1[x] = s1
+        c2[x] = s2
+        c3[x] = s3
+
+
+@njit(**JIT)
+def products1(a, b, ia, ib, ld, width, c0, block):  # type: ignore[no-untyped-def]
+    """Column sums over one block row of a * b, for one displacement."""
+    for x in range(width):
+        s0 = np.float32(0)
+        for k in range(U(len(block))):
+            s0 += a[ia + k * ld + x] * b[ib + k * ld + x]
+        c0[x] = s0
+
+
+@njit(**JIT)
+def fold(c, p, block):  # type: ignore[no-untyped-def]
+    """Sums of neighbouring columns: p[i] = c[w i] + ... + c[w i + w - 1]."""
+    for i in range(U(p.size)):
+        k = U(len(block)) * i
+        s = c[k]
+        for j in range(U(1), U(len(block))):
+            s += c[k + j]
+        p[i] = s
+
+
+@njit(**JIT)
+def block_row(a, b, y, x, ld, radius, p, work, block):  # type: ignore[no-untyped-def]
+    """Block sums of one row of blocks, p[displacement, block]; (y, x): first pixel of the row in image 1.
+
+    `block` is a tuple as long as the block is wide: its length is a constant for the compiler, which unrolls the loops.
+    """
+    size = 2 * radius + 1
+    width = U(p.shape[1] * len(block))
+    for oy in range(size):
+        ia = U(y * ld + x)
+        ib = U((y + oy - radius) * ld + x - radius)
+        for ox in range(0, size - 3, 4):
+            products4(a, b, ia, ib + U(ox), U(ld), width, work[0], work[1], work[2], work[3], block)
+            for j in range(4):
+                fold(work[j], p[oy * size + ox + j], block)
+        for ox in range(size // 4 * 4, size):
+            products1(a, b, ia, ib + U(ox), U(ld), width, work[0], block)
+            fold(work[0], p[oy * size + ox], block)
+
+
+@njit(**JIT)
+def add(t, r):  # type: ignore[no-untyped-def]
+    """t += r, as a function of its own so that the loop vectorises."""
+    for i in range(U(t.size)):
+        t[i] += r[i]
+
+
+@njit(**JIT)
+def chip_sums(ring, d, row, blocks, stride, t):  # type: ignore[no-untyped-def]
+    """Sums over blocks x blocks for every point of a row, into the front of `t`."""
+    depth = ring.shape[0]
+    t[:] = ring[row % depth, d]
+    for k in range(1, blocks):
+        add(t, ring[(row + k) % depth, d])
+    n = t.size
+    if blocks & (blocks - 1) == 0:
+        k = 1
+        while k < blocks:
+            n -= k
+            for i in range(U(n)):
+                t[i] = t[i] + t[i + U(k)]
+            k *= 2
+    else:
+        for i in range(U(n - blocks + 1)):
+            s = t[i]
+            for k in range(U(1), U(blocks)):
+                s += t[i + k]
+            t[i] = s
+    if stride > 1:
+        for i in range((n - 1) // stride + 1):
+            t[i] = t[i * stride]
+
+
+@njit(**JIT)
+def clean_row(t, ta, qa, tb, qb, c):  # type: ignore[no-untyped-def]
+    """Correlation of every point of a row at one displacement, all pixels valid."""
+    for i in range(U(c.size)):
+        c[i] = (t[i] - ta[i] * tb[i]) * (qa[i] * qb[i])
+
+
+@njit(**JIT)
+def masked_row(sums, kind, min_pixels, c):  # type: ignore[no-untyped-def]
+    """The same for the points that see masked pixels; -2 where image 1 and 2 share too few.
+
+    sums[0 ... 5] = a b, n, a, b, a a, b b over the pixels valid in both images.
+    """
+    for i in range(c.size):
+        if kind[i] != MASKED:
+            continue
+        n = float(sums[1, i])
+        if n < min_pixels:
+            c[i] = np.float32(-2)
+            continue
+        sa, sb, qa, qb = float(sums[2, i]), float(sums[3, i]), float(sums[4, i]), float(sums[5, i])
+        va, vb = qa - sa * sa / n, qb - sb * sb / n
+        flat = va <= 1e-6 * qa or vb <= 1e-6 * qb
+        c[i] = 0.0 if flat else (float(sums[0, i]) - sa * sb / n) / np.sqrt(va * vb)
+
+
+@njit(**JIT)
+def statistics(c, size, best, arg, second, mean, py, px):  # type: ignore[no-untyped-def]
+    """Peak, its index, second peak outside a 5x5 box, mean |r| of every point of a row; c[displacement, point]."""
+    n = best.size
+    count = np.zeros(n, np.float32)
+    best[:] = np.float32(-2)
+    second[:] = np.float32(-2)
+    mean[:] = np.float32(0)
+    for d in range(size * size):
+        r = c[d]
+        for i in range(U(n)):
+            value = r[i]
+            allowed = value > np.float32(-1.5)
+            mean[i] += abs(value) if allowed else np.float32(0)
+            count[i] += np.float32(1) if allowed else np.float32(0)
+            if value > best[i]:
+                best[i] = value
+                arg[i] = d
+    for i in range(n):
+        py[i] = np.float32(arg[i] // size)
+        px[i] = np.float32(arg[i] % size)
+        mean[i] = mean[i] / max(count[i], np.float32(1))
+    for oy in range(size):
+        fy = np.float32(oy)
+        for ox in range(size):
+            fx = np.float32(ox)
+            r = c[oy * size + ox]
+            for i in range(U(n)):
+                far = max(abs(py[i] - fy), abs(px[i] - fx)) > np.float32(2)
+                second[i] = max(second[i], r[i] if far else np.float32(-2))
+
+
+@njit(**JIT)
+def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_pixels, block, out):  # type: ignore[no-untyped-def]
+    """Match a strip of points; fills out[0 ... 6] = dy, dx, corr, second peak, mean |r|, rim, refined.
+
+    Parameters
+    ----------
+    a, b : (k, h, w) float32
+        Image, and where any point is MASKED (k = 3) also its valid mask and its square; 0 where masked.
+    y0, x0 : int
+        First pixel of the first chip, in image 1.
+    radius : int
+        Search half-width [px].
+    blocks, stride, step : int
+        Chip width in blocks, grid step in blocks, grid step in px.
+    ta, qa : (ny, nx) float32
+        `tables` of image 1 at the points.
+    tb, qb : (step, step, J, I) float32
+        `tables` of image 2 in polyphase order: position y0 - radius + step * J + phase.
+    kind : (ny, nx) uint8
+        CLEAN, MASKED or EMPTY.
+    min_pixels : float
+        Least number of common pixels of a masked chip.
+    block : tuple
+        As long as the block is wide.
+    out : (7, ny, nx) float32
+    """
+    ny, nx = kind.shape
+    planes, ld = a.shape[0], a.shape[2]
+    size = 2 * radius + 1
+    nb = (nx - 1) * stride + blocks
+    ring = np.empty((1 if planes == 1 else 6, blocks, size * size, nb), np.float32)
+    work = np.empty((4, nb * len(block)), np.float32)
+    t = np.empty((6, nb), np.float32)
+    c = np.empty((size * size, nx), np.float32)
+    best, second, mean = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
+    py, px, arg = np.empty(nx, np.float32), np.empty(nx, np.float32), np.zeros(nx, np.int64)
+    surface = np.empty(size * size, np.float32)
+    af, bf = a.reshape(planes, -1), b.reshape(planes, -1)
+    # Which image of each role makes which sum: a b, n, a, b, a a, b b.
+    role_a, role_b = (0, 1, 0, 1, 2, 1), (0, 1, 1, 0, 1, 2)
+    done = np.zeros(6, np.int64)
+    for g in range(ny):
+        masked = planes > 1 and np.any(kind[g] == MASKED)
+        first = g * stride
+        for k in range(6 if masked else 1):
+            for row in range(max(done[k], first), first + blocks):
+                y = y0 + row * len(block)
+                block_row(af[role_a[k]], bf[role_b[k]], y, x0, ld, radius, ring[k, row % blocks], work, block)
+            done[k] = first + blocks
+        for d in range(size * size):
+            oy, ox = d // size, d % size
+            chip_sums(ring[0], d, first, blocks, stride, t[0])
+            j, i = g + oy // step, ox // step
+            clean_row(t[0], ta[g], qa[g], tb[oy % step, ox % step, j, i : i + nx],
+                      qb[oy % step, ox % step, j, i : i + nx], c[d])  # fmt: skip
+            if masked:
+                for k in range(1, 6):
+                    chip_sums(ring[k], d, first, blocks, stride, t[k])
+                masked_row(t, kind[g], min_pixels, c[d])
+        statistics(c, size, best, arg, second, mean, py, px)
+        for i in range(nx):
+            oy, ox = arg[i] // size, arg[i] % size
+            rim = oy == 0 or ox == 0 or oy == size - 1 or ox == size - 1
+            dy, dx, refined = 0.0, 0.0, False
+            if not rim:
+                surface[:] = c[:, i]
+                whole = True
+                for j in range(-1, 2):
+                    for k in range(-1, 2):
+                        whole = whole and surface[arg[i] + j * size + k] > np.float32(-1.5)
+                if whole:
+                    dy, dx, refined = quadric(surface, arg[i], size)
+            out[0, g, i] = oy - radius + dy
+            out[1, g, i] = ox - radius + dx
+            out[2, g, i] = best[i]
+            out[3, g, i] = second[i]
+            out[4, g, i] = mean[i]
+            out[5, g, i] = rim
+            out[6, g, i] = refined

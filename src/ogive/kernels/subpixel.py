@@ -1,0 +1,43 @@
+"""The sub-pixel position of a correlation peak."""
+
+from numba import njit
+
+JIT = {
+    # Fused multiply-add may be used, sums may not be re-ordered: then the bits do not depend on the tiling.
+    "fastmath": {"contract", "nsz", "arcp"},
+    "error_model": "numpy",
+    "boundscheck": False,
+    "nogil": True,
+    "cache": True,
+}
+"""Options of every numba function that takes part in matching."""
+
+
+@njit(**JIT)
+def quadric(r, centre, row):  # type: ignore[no-untyped-def]
+    """Extremum of the least-squares quadric through the 3x3 values around a peak.
+
+    `r` is one correlation surface, flat; `centre` the index of the peak, `row` the distance between rows. Returns
+    `(dy, dx, ok)`: the offset of the maximum from the whole-pixel peak [px]; `ok` is False, with a zero offset, where
+    the quadric has no maximum within one pixel.
+    """
+    gx = gy = hxx = hyy = hxy = 0.0
+    for j in range(-1, 2):
+        for i in range(-1, 2):
+            value = float(r[centre + j * row + i])
+            gx += i * value
+            gy += j * value
+            hxy += i * j * value
+            hxx += (i * i - 2.0 / 3.0) * value
+            hyy += (j * j - 2.0 / 3.0) * value
+    gx /= 6.0
+    gy /= 6.0
+    hxy /= 4.0
+    determinant = hxx * hyy - hxy * hxy
+    if not (hxx < 0.0 and determinant > 0.0):
+        return 0.0, 0.0, False
+    dx = -(hyy * gx - hxy * gy) / determinant
+    dy = -(hxx * gy - hxy * gx) / determinant
+    if abs(dx) > 1.0 or abs(dy) > 1.0:
+        return 0.0, 0.0, False
+    return dy, dx, True

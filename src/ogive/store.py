@@ -1,0 +1,520 @@
+"""Writing and opening stores: every block is computed, written and recorded by one task, and nothing else writes.
+
+    path            a Zarr v3 store, readable by plain `xarray.open_zarr` at any moment
+    path.ledger/    plan.json: what the store will hold; one JSON row per block, put there by rename *after* all
+                    variables of the block are written. The ledger, not the store, says what is done.
+
+A killed run leaves rows of finished blocks; the same `write` line computes the others. A store chunk (a Zarr shard)
+is exactly one block, so no two tasks ever write to one object. Chunks carry checksums, every variable has an explicit
+fill value (NaN; `flag` reads NOT_COMPUTED), and empty blocks are written too: "no match" never looks like "not done".
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from . import flags, options
+from .errors import OgiveError, ParameterError, StoreError
+from .track import SCHEMA_VERSION
+
+log = logging.getLogger("ogive")
+
+FILL: dict[str, Any] = {"flag": np.uint16(flags.NOT_COMPUTED), "interp_mask": np.uint8(255)}
+"""Fill values that are not NaN (floats) or 0 (sizes and counts, which are never 0 where measured)."""
+_INNER = 32
+"""Cells along the inner chunks: a reader of one time series decodes 32 x 32 cells, not a whole block."""
+
+
+def write(
+    ds: xr.Dataset, path: str | Path, *, client: Any = None, overwrite: bool = False, progress: bool = True,
+    workers: int | None = None,
+) -> Path:  # fmt: skip
+    """Compute a lazy dataset block by block into a store; interrupt it, run the same line again, it goes on.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        From `track`, `invert` or anything made from them; its Dask chunks are the blocks.
+    path : path
+        The store; its ledger lies beside it as `<path>.ledger`.
+    client : distributed.Client, optional
+        Where to compute. Default: threads of this process.
+    overwrite : bool
+        Replace an ogive store that holds something else. Never replaces anything that is not an ogive store.
+    progress : bool
+        Show a progress bar on the terminal.
+    workers : int, optional
+        Threads without a client; default the number of cores.
+
+    Returns
+    -------
+    Path
+        The store.
+
+    Raises
+    ------
+    StoreError
+        The path holds something else, or blocks failed. If no block at all could be written, nothing is left behind.
+    """
+    path = Path(path)
+    grid = _BlockGrid(ds)
+    plan = {"fingerprint": fingerprint(ds), "dims": grid.dims, "chunks": grid.chunks, "schema_version": SCHEMA_VERSION}
+    created = _prepare(ds, path, plan, overwrite)
+    done = {row["block"] for row in ledger(path) if row["status"] == "done"}
+    todo = [index for index in grid if grid.key(index) not in done]
+    if done:
+        log.info("%s: %d of %d blocks are done, %d to go", path, len(done), grid.count, len(todo))
+    failures: list[dict[str, Any]] = []
+    settings = asdict(options.current())
+    with _bar(path.name, grid.count, grid.count - len(todo), progress) as advance:
+        # Blocks are handed out as others finish, so that a large job never sits in memory as a whole.
+        for row in _run(_tasks(ds, grid, todo), str(path), settings, client, workers):
+            advance()
+            if row["status"] != "done":
+                failures.append(row)
+    if failures:
+        _give_up(path, created and len(failures) == len(todo), failures, grid.count)
+    return path
+
+
+def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
+    """Open a store written by `write`, lazily, one Dask chunk per block.
+
+    Parameters
+    ----------
+    path : path
+    partial : bool
+        Open an unfinished store as well; cells that were never computed have the flag NOT_COMPUTED.
+
+    Raises
+    ------
+    StoreError
+        Not an ogive store, a newer schema, or an unfinished store (say `partial=True` if that is wanted).
+    """
+    path = Path(path)
+    attrs = _attributes_of(path)
+    count = status(path)
+    if count["done"] < count["blocks"] and not partial:
+        raise StoreError(
+            str(path), rule="is not finished", value=f"{count['done']} of {count['blocks']} blocks done, "
+            f"{count['failed']} failed", fix="run the same write again, or open it with partial=True",
+        )  # fmt: skip
+    ds = xr.open_zarr(path, consolidated=False, decode_timedelta=False, mask_and_scale=True, chunks=None)
+    shards = {}
+    with zarr.config.set({"async.concurrency": 4}):
+        group = zarr.open_group(str(path), mode="r")
+        for name in ds.data_vars:
+            array = group[str(name)]
+            assert isinstance(array, zarr.Array)
+            for dim, size in zip(ds[name].dims, array.shards or array.chunks, strict=True):
+                shards[dim] = max(size, shards.get(dim, 1))
+    ds = ds.chunk(shards)
+    coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds")]
+    ds = ds.set_coords(coords)
+    for name in ds.coords:
+        ds[name].load()
+    for name in [n for n in ds.data_vars if ds[n].ndim < 2]:
+        ds[name].load()
+    ds.attrs = attrs
+    return ds
+
+
+def status(path: str | Path) -> dict[str, int]:
+    """How far a store is: `blocks`, `done`, `failed`.
+
+    Raises
+    ------
+    StoreError
+        Not an ogive store.
+    """
+    plan = _plan(Path(path))
+    rows = ledger(path)
+    states = [row["status"] for row in rows]
+    return {
+        "blocks": int(np.prod([len(c) for c in plan["chunks"]])),
+        "done": states.count("done"),
+        "failed": states.count("failed"),
+    }
+
+
+def ledger(path: str | Path) -> list[dict[str, Any]]:
+    """All ledger rows of a store, in block order."""
+    rows = [json.loads(p.read_text()) for p in _ledger(Path(path)).glob("*.json") if p.stem != "plan"]
+    return sorted(rows, key=lambda row: [int(k) for k in row["block"].split(".")])
+
+
+def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
+    """Read every block back and compare it with its ledger row.
+
+    Parameters
+    ----------
+    path : path
+    repair : bool
+        Drop the rows of bad blocks (and leftover temporary files), so that the same `write` computes them again.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per fault: `block`, `variable`, `problem` ("missing chunk", "unreadable", "checksum", "not done",
+        "failed", "leftover file"). Empty when the store is whole.
+
+    Raises
+    ------
+    StoreError
+        Not an ogive store.
+    """
+    path = Path(path)
+    plan = _plan(path)
+    _attributes_of(path)
+    rows = {row["block"]: row for row in ledger(path)}
+    group = zarr.open_group(str(path), mode="r", use_consolidated=False)
+    faults: list[tuple[str, str, str]] = []
+    for index in product(*(range(len(c)) for c in plan["chunks"])):
+        key = ".".join(map(str, index))
+        row = rows.get(key)
+        if row is None or row["status"] != "done":
+            faults.append((key, "", "failed" if row else "not done"))
+            continue
+        for name, crc in row["crc"].items():
+            problem = _check(path, group, name, dict(zip(plan["dims"], index, strict=True)), plan, crc)
+            if problem:
+                faults.append((key, name, problem))
+    leftovers = [p for folder in (path, _ledger(path)) for p in folder.rglob("*") if p.suffix in (".partial", ".tmp")]
+    faults += [("", str(p.relative_to(path.parent)), "leftover file") for p in sorted(leftovers)]
+    if repair:
+        for key in {fault[0] for fault in faults if fault[0]}:
+            (_ledger(path) / f"{key}.json").unlink(missing_ok=True)
+        for p in leftovers:
+            p.unlink()
+    return pd.DataFrame(faults, columns=["block", "variable", "problem"])
+
+
+def annotate(path: str | Path, ds: xr.Dataset) -> None:
+    """Add or replace variables that have one value per pair (stable shifts, errors) in a finished store.
+
+    The matches themselves are never touched.
+
+    Raises
+    ------
+    StoreError
+        Not an ogive store, or unfinished.
+    ParameterError
+        A variable has other dimensions than `mid_date`, or another length.
+    """
+    stored = open_velocity(path)
+    for name, variable in ds.data_vars.items():
+        if variable.dims != ("mid_date",) or variable.size != stored.sizes["mid_date"]:
+            raise ParameterError(
+                f"variable {name}", rule=f"must have the dimension mid_date ({stored.sizes['mid_date']})",
+                value=dict(variable.sizes),
+            )  # fmt: skip
+    plain = ds.drop_vars(list(ds.coords)).compute()
+    plain.attrs = {}
+    for variable in plain.data_vars.values():
+        variable.encoding = {}
+    plain.to_zarr(path, mode="a", consolidated=False)
+
+
+def fingerprint(ds: xr.Dataset) -> str:
+    """What a store will hold, as a hash: variables, blocks, coordinates and provenance."""
+    digest = hashlib.sha256()
+    for name, variable in sorted(ds.variables.items(), key=lambda kv: str(kv[0])):
+        digest.update(f"{name} {variable.dims} {variable.dtype} {variable.shape} {variable.chunks}".encode())
+        if variable.chunks is None:
+            values = variable.values
+            digest.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
+    digest.update(json.dumps(ds.attrs, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+class _BlockGrid:
+    """The blocks of a dataset: one per combination of chunks of its Dask variables."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        lazy = {str(n): v.variable for n, v in ds.data_vars.items() if v.chunks is not None}
+        if not lazy:
+            raise StoreError(
+                "dataset", rule="must be lazy, its Dask chunks are the blocks", fix="ds.chunk(...) it before write"
+            )
+        by_dim: dict[str, tuple[int, ...]] = {}
+        for name, variable in lazy.items():
+            for dim, sizes in zip(map(str, variable.dims), variable.data.chunks, strict=True):
+                if by_dim.setdefault(dim, sizes) != sizes:
+                    raise StoreError(
+                        f"variable {name}", rule=f"must have the same chunks along {dim!r} as the others",
+                        value=sizes[:4], fix="ds.unify_chunks()",
+                    )  # fmt: skip
+                if any(s != sizes[0] for s in sizes[:-1]) or sizes[-1] > sizes[0]:
+                    raise StoreError(f"variable {name}", rule=f"needs even chunks along {dim!r}", value=sizes[:4], fix="ds.chunk()")
+        self.lazy = lazy
+        self.dims = list(by_dim)
+        self.chunks = [list(map(int, by_dim[d])) for d in self.dims]
+        self.count = int(np.prod([len(c) for c in self.chunks]))
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return product(*(range(len(c)) for c in self.chunks))
+
+    @staticmethod
+    def key(index: tuple[int, ...]) -> str:
+        return ".".join(map(str, index))
+
+    def arrays(self, index: tuple[int, ...]) -> dict[str, da.Array]:
+        """The block of each variable; one that lacks a dimension belongs to that dimension's first block."""
+        at = dict(zip(self.dims, index, strict=True))
+        out = {}
+        for name, variable in self.lazy.items():
+            if all(at[d] == 0 for d in self.dims if d not in variable.dims):
+                out[name] = variable.data.blocks[tuple(at[str(d)] for d in variable.dims)]
+        return out
+
+
+def _tasks(ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """One task per block: its key, its graph, and where each variable goes."""
+    starts = [np.concatenate([[0], np.cumsum(c)]).tolist() for c in grid.chunks]
+    for index in todo:
+        arrays = grid.arrays(index)
+        # Optimised together, so that what the variables share (the matching) is computed once.
+        block = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
+        spans = {d: (s[i], s[i + 1]) for d, s, i in zip(grid.dims, starts, index, strict=True)}
+        where = {name: [spans[str(d)] for d in ds[name].dims] for name in arrays}
+        yield grid.key(index), cloudpickle.dumps(block), where
+
+
+def run_block(key: str, blob: bytes, where: dict[str, Any], path: str, settings: dict[str, float]) -> dict[str, Any]:
+    """Compute one block, write all its variables, then its ledger row: the body of a task."""
+    start = time.perf_counter()
+    row: dict[str, Any] = {"block": key, "status": "done"}
+    try:
+        with options.using(**settings), dask.config.set(scheduler="synchronous"):
+            (values,) = dask.compute(cloudpickle.loads(blob))
+        group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        row["crc"] = {}
+        for name, value in values.items():
+            array = group[name]
+            assert isinstance(array, zarr.Array)
+            value = np.ascontiguousarray(value, array.dtype)
+            region = tuple(slice(*span) for span in where[name])
+            _assert_whole(array, region, name)
+            # xarray's region write would leave all-NaN chunks out; then "no match" would look like "not done".
+            array.with_config({"write_empty_chunks": True})[region] = value
+            row["crc"][name] = zlib.crc32(value.tobytes())
+    except Exception as error:  # any failure becomes a row with its reason; the driver decides what to do about it
+        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        row.pop("crc", None)
+    row["seconds"] = round(time.perf_counter() - start, 3)
+    _put(_ledger(Path(path)) / f"{key}.json", row)
+    return row
+
+
+def _assert_whole(array: zarr.Array[Any], region: tuple[slice, ...], name: str) -> None:
+    """A region must be whole shards: two writers in one shard lose data without an error."""
+    for size, total, span in zip(array.shards or array.chunks, array.shape, region, strict=True):
+        if span.start % size or (span.stop % size and span.stop != total):
+            raise StoreError(f"variable {name}", rule=f"blocks must be whole chunks of {size}", value=(span.start, span.stop))
+
+
+def _run(tasks: Iterator[Any], path: str, settings: dict[str, float], client: Any, workers: int | None) -> Iterator[dict[str, Any]]:
+    """Hand out tasks to a cluster or to threads, a few more than can run at once, and yield their rows."""
+    if client is not None:
+        from distributed import as_completed
+
+        ahead = 2 * max(1, sum(client.nthreads().values()))
+        completed = as_completed(raise_errors=True)
+        running = 0
+        for key, blob, where in tasks:
+            completed.add(client.submit(run_block, key, blob, where, path, settings, key=f"block-{path}-{key}", pure=False, retries=2))
+            running += 1
+            if running >= ahead:
+                yield next(completed).result()
+                running -= 1
+        for future in completed:
+            yield future.result()
+        return
+    threads = workers or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)
+    pending: set[Future[dict[str, Any]]] = set()
+    try:
+        for key, blob, where in tasks:
+            pending.add(pool.submit(run_block, key, blob, where, path, settings))
+            if len(pending) > threads:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (f.result() for f in finished)
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (f.result() for f in finished)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(ds: xr.Dataset, path: Path, plan: dict[str, Any], overwrite: bool) -> bool:
+    """Make the template, or check that the one there is ours; True if it was made now."""
+    if path.exists():
+        _attributes_of(path)
+        existing = _plan(path)
+        if existing["fingerprint"] == plan["fingerprint"]:
+            return False
+        if not overwrite:
+            raise StoreError(
+                str(path), rule="holds the result of another job (other scenes, pairs or parameters)",
+                fix="choose another path, or pass overwrite=True",
+            )  # fmt: skip
+        shutil.rmtree(path)
+    shutil.rmtree(_ledger(path), ignore_errors=True)
+    if not path.parent.is_dir():
+        raise StoreError(str(path), rule="its folder must exist", fix=f"mkdir -p {path.parent}")
+    # The template is made under another name: a store that bears its own name is complete in its metadata.
+    draft = path.with_name(path.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    _template(ds, draft)
+    _ledger(path).mkdir()
+    _put(_ledger(path) / "plan.json", plan)
+    draft.rename(path)
+    return True
+
+
+def _template(ds: xr.Dataset, path: Path) -> None:
+    encoding: dict[str, dict[str, Any]] = {}
+    plain = ds.copy()
+    for name, variable in plain.variables.items():
+        variable.encoding = {}
+        spec: dict[str, Any] = {}
+        if variable.ndim and np.issubdtype(variable.dtype, np.datetime64):
+            spec = {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+        elif variable.ndim and variable.dtype != object:
+            spec = {"fill_value": _fill(str(name), variable.dtype)}
+            if np.issubdtype(variable.dtype, np.floating):
+                spec["_FillValue"] = spec["fill_value"]
+            if name in ("y", "x"):
+                spec = {"_FillValue": None}
+        if variable.ndim and variable.dtype != object:
+            spec["compressors"] = [zarr.codecs.ZstdCodec(level=3, checksum=True)]
+        if variable.chunks is not None:
+            shard = tuple(c[0] for c in variable.data.chunks)
+            inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in zip(variable.dims, shard, strict=True))
+            spec["chunks"] = inner
+            if inner != shard:
+                spec["shards"] = shard
+        elif variable.ndim:
+            spec["chunks"] = variable.shape
+        if spec:
+            encoding[str(name)] = spec
+    plain.to_zarr(path, mode="w-", compute=False, encoding=encoding, consolidated=False, write_empty_chunks=True)
+
+
+def _fill(name: str, dtype: np.dtype[Any]) -> Any:
+    if name in FILL:
+        return FILL[name]
+    return dtype.type(np.nan) if np.issubdtype(dtype, np.floating) else dtype.type(0)
+
+
+def _give_up(path: Path, nothing_written: bool, failures: list[dict[str, Any]], count: int) -> None:
+    if nothing_written:
+        shutil.rmtree(path)
+        shutil.rmtree(_ledger(path))
+    left = "nothing was written" if nothing_written else "the others are written; run the same line to try again"
+    raise StoreError(
+        str(path), rule=f"{len(failures)} of {count} blocks failed ({left})",
+        value=f"block {failures[0]['block']}: {failures[0]['error']}",
+    )  # fmt: skip
+
+
+def _check(path: Path, group: zarr.Group, name: str, at: dict[str, int], plan: dict[str, Any], crc: int) -> str:
+    array = group.get(name)
+    if not isinstance(array, zarr.Array):
+        return "missing variable"
+    dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
+    region, cell = [], []
+    for dim in map(str, dims):
+        sizes = plan["chunks"][plan["dims"].index(dim)]
+        region.append(slice(sum(sizes[: at[dim]]), sum(sizes[: at[dim] + 1])))
+        cell.append(str(at[dim]))
+    if not (path / name / "c" / "/".join(cell)).exists():
+        return "missing chunk"
+    try:
+        values: NDArray[Any] = np.ascontiguousarray(array[tuple(region)])
+    except Exception as error:  # a torn chunk raises whatever the codec or the file system finds first
+        log.debug("%s %s: %s", name, cell, error)
+        return "unreadable"
+    return "" if zlib.crc32(values.tobytes()) == crc else "checksum"
+
+
+def _attributes_of(path: Path) -> dict[str, Any]:
+    """Global attributes of an ogive store, after checking that it is one and not of a newer schema."""
+    try:
+        attrs = dict(zarr.open_group(str(path), mode="r", use_consolidated=False).attrs)
+    except (FileNotFoundError, ValueError, KeyError, NotADirectoryError, zarr.errors.NodeNotFoundError):
+        attrs = {}
+    if "schema_version" not in attrs or "kind" not in attrs:
+        raise StoreError(
+            str(path), rule="is not an ogive store" if path.exists() else "does not exist",
+            fix="choose another path; ogive never touches what it did not write",
+        )  # fmt: skip
+    if int(str(attrs["schema_version"])) > SCHEMA_VERSION:
+        raise StoreError(
+            str(path), rule=f"was written by a newer ogive (this one knows schema {SCHEMA_VERSION})",
+            value=attrs["schema_version"], fix="update ogive",
+        )  # fmt: skip
+    return attrs
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads((_ledger(path) / "plan.json").read_text())
+    except FileNotFoundError:
+        _attributes_of(path)
+        raise StoreError(
+            str(path), rule="its ledger is missing", value=str(_ledger(path)), fix="copy it together with the store"
+        ) from None
+    return plan
+
+
+def _ledger(path: Path) -> Path:
+    return path.with_name(path.name + ".ledger")
+
+
+def _put(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that it is there whole or not at all."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with draft.open("w") as f:
+        json.dump(content, f, sort_keys=True)
+        f.flush()
+        os.fsync(f.fileno())
+    draft.replace(path)
+
+
+@contextmanager
+def _bar(name: str, total: int, done: int, show: bool) -> Iterator[Any]:
+    if not show:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    # Seconds per block measured over the whole run: blocks take long and differ, a short window would swing.
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, speed_estimate_period=3600) as bar:
+        task = bar.add_task(name, total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
+__all__ = ["OgiveError", "annotate", "fingerprint", "ledger", "open_velocity", "status", "verify", "write"]

@@ -1,0 +1,102 @@
+"""The specification of chunking: any tiling, both Dask paths, any batch give the same bits."""
+
+import dask
+import numpy as np
+import pytest
+from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+
+import ogive as og
+from ogive.blocks import OUTPUTS, map_overlapping, plan
+from ogive.errors import ParameterError
+
+KERNELS = [
+    og.NCC(chip=16, search=3, step=8),
+    og.NCC(chip=20, search=2, step=12, enhance="orientation"),
+    og.NCC(chip=15, search=3, step=5, enhance="wallis"),
+    og.NCC(chip=12, search=2, step=16, enhance="sobel"),
+]
+
+
+def run(cube, pairs, kernel, tile, batch):
+    arrays = map_overlapping(cube, pairs, kernel, plan(cube, pairs, kernel, tile, batch))
+    (result,) = dask.compute(arrays, scheduler="synchronous")
+    return result
+
+
+def same_bits(one, two) -> None:
+    for name in OUTPUTS:
+        assert one[name].dtype == two[name].dtype
+        assert one[name].tobytes() == two[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return {}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kernel=st.sampled_from(range(len(KERNELS))), tile=st.integers(2, 33), batch=st.integers(1, 4))
+def test_any_tiling_gives_the_same_bits(moving, whole, kernel, tile, batch) -> None:
+    cube, _ = moving(holes=True, vy=1.0, vx=-1.0)
+    pairs = og.make_pairs(cube)
+    if kernel not in whole:
+        whole[kernel] = run(cube, pairs, KERNELS[kernel], 1000, 100)
+        assert np.isfinite(whole[kernel]["dx"]).mean() > 0.3
+        assert np.isnan(whole[kernel]["dx"]).any()
+    same_bits(run(cube, pairs, KERNELS[kernel], tile, batch), whole[kernel])
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tile=st.sampled_from([6, 7, 10, 15, 40]), chunk=st.integers(30, 300))
+def test_a_dask_cube_goes_through_overlap_and_gives_the_same_bits(moving, whole, tile, chunk) -> None:
+    cube, reader = moving(holes=True, vy=1.0, vx=-1.0)
+    pairs = og.make_pairs(cube)
+    expected = run(cube, pairs, KERNELS[0], 1000, 100)
+    lazy = cube.chunk(time=1, y=chunk, x=chunk)
+    reader.reads.clear()
+    arrays = map_overlapping(lazy, pairs, KERNELS[0], plan(lazy, pairs, KERNELS[0], tile, 2))
+    assert reader.count == 0
+    (result,) = dask.compute(arrays, scheduler="synchronous")
+    same_bits(result, expected)
+
+
+def test_a_dask_cube_refuses_tiles_narrower_than_the_halo(moving) -> None:
+    cube, _ = moving()
+    pairs = og.make_pairs(cube)
+    lazy = cube.chunk(y=100, x=100)
+    with pytest.raises(ParameterError, match="at least as wide as the halo of"):
+        map_overlapping(lazy, pairs, KERNELS[0], plan(lazy, pairs, KERNELS[0], 1, 1))
+
+
+def test_a_crop_with_its_halo_gives_the_same_bits(moving) -> None:
+    """A smaller grid inside a larger one, anchored to the same cells."""
+    kernel = KERNELS[0]
+    large = GeoBox((240, 240), Affine(10, 0, 600000, 0, -10, 5100000), "EPSG:32632")
+    cube, _ = moving(grid=large)
+    pairs = og.make_pairs(cube)
+    expected = run(cube, pairs, kernel, 1000, 100)
+    margin = -(-kernel.halo() // 8) * 8
+    small = cube.isel(y=slice(64, 200), x=slice(40, 208))
+    cropped = run(small, pairs, kernel, 1000, 100)
+    edge = margin // 8
+    inner = np.s_[:, edge:-edge, edge:-edge]
+    outer = np.s_[:, 8 + edge : 25 - edge, 5 + edge : 26 - edge]
+    assert np.isfinite(cropped["dx"][inner]).all()
+    for name in OUTPUTS:
+        assert cropped[name][inner].tobytes() == expected[name][outer].tobytes()
+
+
+def test_one_task_per_block(moving) -> None:
+    cube, _ = moving()
+    velocity = og.track(cube, og.make_pairs(cube), KERNELS[0], tile=10, batch=2)
+    from ogive.store import _BlockGrid, _tasks
+
+    grid = _BlockGrid(velocity)
+    assert grid.count == 2 * 3 * 4
+    tasks = list(_tasks(velocity, grid, list(grid)))
+    # What travels with one task does not grow with the number of blocks.
+    assert len(tasks) == grid.count
+    assert max(len(blob) for _, blob, _ in tasks) < 60_000
