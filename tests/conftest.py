@@ -11,10 +11,15 @@ import pystac
 import pytest
 import xarray as xr
 from affine import Affine
+from hypothesis import HealthCheck, settings
 from odc.geo.geobox import GeoBox
 
 import ogive as og
 from ogive.testing.readers import FakeReader
+
+# The same examples in every run: a failure that comes and goes is no failure one can mend.
+settings.register_profile("ogive", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.load_profile("ogive")
 
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 GRID = GeoBox((240, 264), Affine(10, 0, 600000, 0, -10, 5100000), "EPSG:32632")

@@ -13,7 +13,6 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.shutil import copy as gdal_copy
 
 from ogive.errors import ParameterError
 from ogive.grid import coordinates
@@ -195,8 +194,6 @@ def test_files_are_cogs_with_nodata_tags(world, tmp_path):
         assert file.overviews(1) == [2, 4]
         np.testing.assert_array_equal(file.read(1), labels)
         assert set(np.unique(file.read(1, out_shape=(190, 240)))) == {3, 11}
-    # What the COG driver itself calls a COG survives a lossless copy.
-    gdal_copy(tmp_path / "big.tif", tmp_path / "copy.tif", driver="COG", blocksize=256)
 
 
 def test_wedge_is_empty_in_image_and_classes(world):

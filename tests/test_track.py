@@ -2,7 +2,6 @@
 
 import json
 
-import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,7 +53,7 @@ def test_nothing_is_read_before_compute_and_each_window_once(moving) -> None:
     assert len(pairs) == 3
     blocks = int(np.prod(velocity["vx"].data.numblocks))
     assert blocks == 12
-    (result,) = dask.compute(velocity, scheduler="synchronous")
+    result = velocity.compute(scheduler="synchronous")
     assert np.isfinite(result["vx"].values).any()
     # Three scenes, three pairs that share them: one read per block and scene.
     assert reader.count == blocks * 3

@@ -155,9 +155,9 @@ def read(reader: Reader, asset: Asset, window: GeoBox, resampling: str, sign: Si
                 return reader.read(signed, window, resampling)
         except GridError:
             raise
-        except Exception as error:  # GDAL, odc-stac, stackstac and the network each bring classes of their own
+        except (OSError, RuntimeError, ValueError) as error:  # GDAL, odc-stac and stackstac: RasterioIOError, RuntimeError
             cause = str(error).replace(signed.href, asset.url) if sign else str(error)
-            if attempt == settings.attempts or _final(cause):
+            if attempt == settings.attempts or isinstance(error, ValueError) or _final(cause):
                 raise ReadError(
                     f"scene {asset.scene}", rule="its pixels must be readable",
                     value=f"{asset.url}, window {_text(window)}: {type(error).__name__}: {cause.split('?')[0]}",

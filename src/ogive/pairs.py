@@ -106,7 +106,7 @@ def make_pairs(
     Examples
     --------
     >>> table = pd.DataFrame({"id": list("abc"), "datetime": pd.to_datetime(["2021-07-01", "2021-07-11", "2022-07-06"])})
-    >>> make_pairs(table, days=(330, 400))[["id1", "id2", "date_dt"]].values.tolist()
+    >>> make_pairs(table, days=(330, 400), same_orbit=False)[["id1", "id2", "date_dt"]].values.tolist()
     [['a', 'c', 370.0], ['b', 'c', 360.0]]
     """
     try:
@@ -127,7 +127,8 @@ def make_pairs(
             "t1": first["datetime"],
             "t2": second["datetime"],
             "date_dt": (second["datetime"] - first["datetime"]).dt.total_seconds() / 86400.0,
-            "same_orbit": (first["relative_orbit"] == second["relative_orbit"]).to_numpy(bool),
+            # Two unknown orbits are not the same orbit.
+            "same_orbit": ((first["relative_orbit"] == second["relative_orbit"]) & (first["relative_orbit"] != "")).to_numpy(),
             "sun_difference": _angle(first, second),
             "id1": first["id"],
             "id2": second["id"],

@@ -114,7 +114,7 @@ def _markdown_table(frame: pd.DataFrame) -> str:
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return " ".join(cell.replace("|", "\\|").splitlines())
 
 
 def _embedded(figure: "Figure") -> str:

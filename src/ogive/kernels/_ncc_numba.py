@@ -15,7 +15,7 @@ Indices in the hot loops are unsigned: signed ones make numba emit wrap-around s
 import numpy as np
 from numba import njit
 
-from .subpixel import JIT, quadric
+from .subpixel import JIT, PRODUCTS, quadric
 
 U = np.uint64
 CLEAN, MASKED, EMPTY = 0, 1, 2
@@ -66,7 +66,7 @@ def tables(image, chip, block, blocks):  # type: ignore[no-untyped-def]
     return t, q
 
 
-@njit(**JIT)
+@njit(**PRODUCTS)
 def products4(a, b, ia, ib, ld, width, c0, c1, c2, c3, block):  # type: ignore[no-untyped-def]
     """Column sums over one block row of a * b, for four neighbouring displacements (one load of `a` feeds four)."""
     for x in range(width):
@@ -84,7 +84,7 @@ def products4(a, b, ia, ib, ld, width, c0, c1, c2, c3, block):  # type: ignore[n
         c3[x] = s3
 
 
-@njit(**JIT)
+@njit(**PRODUCTS)
 def products1(a, b, ia, ib, ld, width, c0, block):  # type: ignore[no-untyped-def]
     """Column sums over one block row of a * b, for one displacement."""
     for x in range(width):

@@ -2,15 +2,11 @@
 
 from numba import njit
 
-JIT = {
-    # Fused multiply-add may be used, sums may not be re-ordered: then the bits do not depend on the tiling.
-    "fastmath": {"contract", "nsz", "arcp"},
-    "error_model": "numpy",
-    "boundscheck": False,
-    "nogil": True,
-    "cache": True,
-}
-"""Options of every numba function that takes part in matching."""
+JIT = {"error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
+"""Options of the numba functions that take part in matching: strict arithmetic. With relaxed arithmetic the vectorised
+body and the remainder of a loop round differently, and a value would depend on where its tile starts."""
+PRODUCTS = {**JIT, "fastmath": {"contract"}}
+"""Fused multiply-add, for the product loops alone, where body and remainder both use it."""
 
 
 @njit(**JIT)

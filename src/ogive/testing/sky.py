@@ -146,5 +146,5 @@ def make_sky(
     if cloud is not None:
         amplitude = power_law(shape, exponent=1.3, longest=800.0, psf=40.0, spacing=_STEP)
         glow = texture(spectrum(shape, rng, amplitude=amplitude))
-    veil = texture(0.12 * layer(size, (0.5, 3.0), 0.25, 0.8)) if cirrus else None
+    veil = texture(0.12 * layer(size, (0.5, 3.0), 0.12, 0.8)) if cirrus else None
     return Sky(cloud, veil, glow, offset)
