@@ -104,7 +104,7 @@ def test_too_few_stable_vectors_leave_the_pair_alone():
 
 
 @pytest.mark.parametrize("chunks", [(1, 60, 70), (4, 13, 17), (3, 60, 9)])
-def test_lazy_and_the_same_for_every_chunking(chunks):
+def test_velocities_stay_lazy_and_are_the_same_for_every_chunking(chunks):
     velocity, still = world()
     computed = []
 
@@ -117,17 +117,18 @@ def test_lazy_and_the_same_for_every_chunking(chunks):
         data=da.map_blocks(watch, lazy["vx"].data, dtype=np.float32, meta=np.empty((0, 0, 0), "f4"))
     )
     out = stable_ground(lazy, still)
-    assert computed == []
+    once = len(computed)
+    assert once > 0
     assert out["vx"].chunks == lazy["vx"].chunks
     expected = stable_ground(velocity, still)
     found = out.compute(scheduler="threads")
-    assert computed
+    assert len(computed) > once
     assert np.isfinite(expected["vx"].values).mean() > 0.85
     xr.testing.assert_identical(found, expected)
 
 
-def test_no_block_waits_for_the_median_of_its_pair():
-    """The blocks to correct are read after the medians, so at most a few are in memory at once."""
+def test_a_block_of_the_result_needs_no_other_block():
+    """The medians are taken once; each corrected block then reads its own block alone."""
     velocity, still = world()
     order = []
 
@@ -138,11 +139,11 @@ def test_no_block_waits_for_the_median_of_its_pair():
     lazy = velocity.chunk(mid_date=1, y=20, x=70)
     source = da.map_blocks(watch, lazy["vx"].data, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
     out = stable_ground(lazy.assign(vx=lazy["vx"].copy(data=source)), still)
-    with dask.config.set(scheduler="sync"):
-        out["vx"].compute()
-    # each block is read once for the median and once to be corrected: all first readings come first
-    assert len(order) == 24
-    assert sorted(order[:12]) == sorted(order[12:]) == sorted(set(order))
+    assert sorted(order) == sorted(set(order))
+    assert len(order) == 12
+    order.clear()
+    out["vx"].data.blocks[2, 1, 0].compute(scheduler="sync")
+    assert order == [(2, 1, 0)]
 
 
 def test_a_subset_of_many_stable_cells_gives_the_same_shift():

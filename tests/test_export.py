@@ -122,9 +122,6 @@ def expected_median(velocity: xr.Dataset, name: str) -> np.ndarray:
     return out
 
 
-# --- maps and medians -----------------------------------------------------------------------------------------------
-
-
 @given(
     hnp.arrays(
         np.float64, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=st.floats(-1e3, 1e3) | st.just(np.nan)
@@ -152,9 +149,6 @@ def test_map_at_rejects_what_is_not_a_map(velocity: xr.Dataset) -> None:
         export.map_at(velocity, ["flag"])
     with pytest.raises(ParameterError, match=r"-5 \.\.\. 4 \(found 5\)"):
         export.map_at(velocity, ["v"], when=5)
-
-
-# --- GeoTIFF --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cog", [True, False])
@@ -192,9 +186,6 @@ def test_large_cog_has_overviews(tmp_path: Path) -> None:
     with rasterio.open(str(export.to_geotiff(data, tmp_path / "v.tif"))) as image:
         assert image.overviews(1) == [2]
         assert image.block_shapes == [(512, 512)]
-
-
-# --- netCDF ---------------------------------------------------------------------------------------------------------
 
 
 def test_netcdf_round_trip(velocity: xr.Dataset, tmp_path: Path) -> None:
@@ -248,9 +239,6 @@ def test_netcdf_bounds_follow_cf(series: xr.Dataset, tmp_path: Path) -> None:
         assert (back["kappa"].values == 1).all()
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_table_of_all_valid_pixels(velocity: xr.Dataset, tmp_path: Path, suffix: str) -> None:
     lazy = velocity.chunk({"mid_date": 2, "y": 10, "x": 31})
@@ -298,9 +286,6 @@ def test_bad_points_write_nothing(velocity: xr.Dataset, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"\.csv or \.parquet"):
         export.to_points(velocity, tmp_path / "p.xlsx")
     assert list(tmp_path.iterdir()) == []
-
-
-# --- ITS_LIVE -------------------------------------------------------------------------------------------------------
 
 
 def test_itslive_layout(velocity: xr.Dataset, tmp_path: Path) -> None:
@@ -415,8 +400,6 @@ def test_itslive_real_cube_round_trip(tmp_path: Path) -> None:
     assert late.max() <= np.timedelta64(2, "us")
     assert (back["satellite_img1"].values == few["satellite_img1"].values).all()
 
-
-# --- writing safely -------------------------------------------------------------------------------------------------
 
 WRITERS = [
     (export.to_geotiff, "v.tif"),

@@ -9,9 +9,10 @@ never becomes nodata.
 
 import datetime as dt
 import logging
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from . import options
@@ -138,7 +140,9 @@ def relation(grid: GeoBox, scene: GeoBox, tolerance: float = 1e-3) -> str:
     return "resample"
 
 
-def read(reader: Reader, asset: Asset, window: GeoBox, resampling: str, sign: Sign | None = None) -> NDArray[np.float32]:
+def read(
+    reader: Reader, asset: Asset, window: GeoBox, resampling: str, sign: Sign | None = None
+) -> NDArray[np.float32]:
     """Read a window, try again, and say what failed.
 
     Raises
@@ -146,32 +150,66 @@ def read(reader: Reader, asset: Asset, window: GeoBox, resampling: str, sign: Si
     ReadError
         After the last attempt; names scene, URL (without its query), window and cause.
     """
+    if not _touch(asset.geobox, window):
+        return np.full(window.shape, np.nan, np.float32)
     settings = options.current()
     for attempt in range(1, settings.attempts + 1):
+        signed = asset
         try:
             # Signed anew for every attempt: the usual reason to fail half-way is a token that has run out.
-            signed = asset if sign is None else Asset(asset.scene, sign(asset.href), asset.geobox)
-            with rasterio.Env(**GDAL_OPTIONS, GDAL_HTTP_TIMEOUT=str(int(settings.timeout))):
+            if sign is not None:
+                signed = replace(asset, href=sign(asset.href))
+            with rasterio.Env(**GDAL_OPTIONS, GDAL_HTTP_TIMEOUT=str(max(1, round(settings.timeout)))):
                 return reader.read(signed, window, resampling)
         except GridError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:  # GDAL, odc-stac and stackstac: RasterioIOError, RuntimeError
-            cause = str(error).replace(signed.href, asset.url) if sign else str(error)
-            if attempt == settings.attempts or isinstance(error, ValueError) or _final(cause):
+        except (OSError, RuntimeError, ValueError, RasterioError) as error:
+            cause = _unsigned(str(error).replace(signed.href, asset.url))
+            if attempt == settings.attempts or isinstance(error, ValueError) or _final(cause, sign is not None):
+                # A chained exception would print the signed address below ours.
+                secret = sign is not None or asset.href != asset.url
                 raise ReadError(
                     f"scene {asset.scene}", rule="its pixels must be readable",
-                    value=f"{asset.url}, window {_text(window)}: {type(error).__name__}: {cause.split('?')[0]}",
+                    value=f"{asset.url}, window {_text(window)}: {type(error).__name__}: {cause}",
                     fix="check the address, the file and the access rights, then run the same line again",
-                ) from None if sign else error  # fmt: skip
+                ) from (None if secret else error)  # fmt: skip
             pause = settings.backoff * 2 ** (attempt - 1)
-            log.warning("scene %s: attempt %d of %d failed, next in %.1f s", asset.scene, attempt, settings.attempts, pause)
+            log.warning(
+                "scene %s: attempt %d of %d failed, next in %.1f s", asset.scene, attempt, settings.attempts, pause
+            )
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
-def _final(cause: str) -> bool:
-    """A missing file stays missing; asking again only wastes minutes on a large cube."""
-    return any(text in cause for text in ("404", "403", "No such file", "not recognized as being in a supported"))
+def _final(cause: str, signs: bool) -> bool:
+    """A missing file stays missing; asking again only wastes minutes on a large cube.
+
+    A refusal is final only where nothing is signed: object stores answer 401 or 403 to a token that has run out.
+    """
+    status = re.search(r"HTTP response code: (\d+)", cause)
+    if status:
+        return status[1] in ("404", "410") or (status[1] in ("401", "403") and not signs)
+    return "No such file" in cause or "not recognized as being in a supported" in cause
+
+
+def _unsigned(text: str) -> str:
+    """A message without the queries of its addresses."""
+    return re.sub(r"\?[^\s'\"]*", "", text)
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    """Take the signature out of what the loaders log about an address."""
+    record.msg, record.args = _unsigned(record.getMessage()), None
+    return True
+
+
+for _name in ("odc.loader._rio", "stackstac.timer", *(f"rasterio.{k}" for k in ("_base", "_env", "_err", "_io", "_warp"))):
+    logging.getLogger(_name).addFilter(_redact)
+
+
+def _touch(scene: GeoBox, window: GeoBox) -> bool:
+    """Whether a scene reaches into a window; if not there is nothing to open."""
+    return bool(scene.extent.to_crs(window.crs).intersects(window.pad(2).extent))
 
 
 def _text(window: GeoBox) -> str:

@@ -13,7 +13,9 @@ PACKAGES = ("ogive", "numpy", "dask", "distributed", "xarray", "zarr", "numba")
 """Packages whose versions must agree between client and workers."""
 
 
-def connect(where: str = "local", *, workers: int | None = None, threads: int = 1, timeout: float = 300.0, **options: Any) -> Any:
+def connect(
+    where: str = "local", *, workers: int | None = None, threads: int = 1, timeout: float = 300.0, **options: Any
+) -> Any:
     """A Dask client, its workers checked.
 
     Parameters
@@ -37,14 +39,14 @@ def connect(where: str = "local", *, workers: int | None = None, threads: int = 
     Raises
     ------
     ClusterError
-        No worker came in time, or a worker lacks a package or has another version of it.
+        The scheduler does not answer, no worker came in time, or a worker lacks a package or has another version of it.
     """
     import distributed
 
     if where == "local":
-        options = {"dashboard_address": None, **options}
-        cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, **options)
-        client = distributed.Client(cluster)
+        # Started by the client itself, so that closing the client stops the workers too; a free port for the dashboard.
+        options = {"dashboard_address": "127.0.0.1:0", **options}
+        client = distributed.Client(n_workers=workers, threads_per_worker=threads, **options)
     elif where == "gateway":
         from dask_gateway import Gateway
 
@@ -52,14 +54,28 @@ def connect(where: str = "local", *, workers: int | None = None, threads: int = 
         cluster.scale(workers or 2)
         client = cluster.get_client()
     elif "://" in where:
-        client = distributed.Client(where, timeout=timeout)
+        try:
+            client = distributed.Client(where, timeout=timeout)
+        except (OSError, ValueError) as error:  # ValueError: a protocol that nobody speaks
+            raise ClusterError(
+                f"scheduler {where}", rule=f"must answer within {timeout:.0f} s", value=f"{type(error).__name__}: {error}",
+                fix="start the scheduler, or check its address",
+            ) from error  # fmt: skip
     else:
         raise ParameterError("cluster", rule="must be 'local', 'gateway' or a scheduler address", value=repr(where))
     try:
         client.wait_for_workers(workers or 1, timeout=timeout)
+        check_workers(client)
     except TimeoutError:
-        raise ClusterError("cluster", rule=f"no worker within {timeout:.0f} s", fix="look at the scheduler's log") from None
-    check_workers(client)
+        client.close()
+        raise ClusterError(
+            "cluster",
+            rule=f"must have {workers or 1} workers within {timeout:.0f} s",
+            fix="look at the scheduler's log",
+        ) from None
+    except ClusterError:
+        client.close()
+        raise
     return client
 
 

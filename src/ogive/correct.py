@@ -8,7 +8,6 @@ is the error of one vector. The raw store is never changed: this is a function o
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.graph_manipulation import bind
 from numpy.typing import ArrayLike, NDArray
 
 from . import grid
@@ -97,8 +96,8 @@ def stable_ground(
         `vx`, `vy`, `v` corrected. On mid_date: `vx_stable_shift`, `vy_stable_shift` (subtracted) and their errors
         [meter/year], `stable_count_stationary`, `stable_shift_flag` (1 stationary ground, 0 none: nothing is
         subtracted and the given errors stay), `vx_error`, `vy_error` = 1.4826 MAD of stable ground and the error of
-        the shift, in quadrature. Lazy if the input is; stable ground is then read first and a second time, so that no
-        block waits in memory for the median of its pair.
+        the shift, in quadrature. The velocities stay lazy if they were; stable ground is read once, now: a block of
+        the result then needs no other block.
 
     Raises
     ------
@@ -132,18 +131,10 @@ def stable_ground(
     seen = _reduce(velocity, points, area=area, floor=floor)
     stationary = seen["count"] >= min_count
     out = velocity.copy()
-    lazy = velocity["vx"].chunks is not None or velocity["vy"].chunks is not None
-    if lazy:
-        # Reading must wait for the medians: else every block of the pair would be held until its median is known.
-        # The copies have keys of their own, so that they do not share (and keep) what the medians read.
-        values = [velocity[name].chunk() if velocity[name].chunks is None else velocity[name] for name in ("vx", "vy")]
-        bound = bind([v.data for v in values], seen["count"].data)
-        out = out.assign({name: v.copy(data=data) for name, v, data in zip(("vx", "vy"), values, bound, strict=True)})
     for name in ("vx", "vy"):
         shift = seen[f"{name}_shift"].where(stationary, 0.0).astype(np.float32)
-        chunks = {"mid_date": out[name].chunksizes["mid_date"]} if lazy else {}
         attrs = velocity[name].attrs
-        out[name] = (out[name] - (shift.chunk(chunks) if lazy else shift)).astype(velocity[name].dtype)
+        out[name] = (velocity[name] - shift).astype(velocity[name].dtype)
         out[name].attrs = attrs
         error = seen[f"{name}_error"].where(stationary, velocity[f"{name}_error"])
         shift_error = seen[f"{name}_shift_error"].where(stationary)
@@ -253,7 +244,7 @@ def _reduce(
         table = da.blockwise(  # type: ignore[no-untyped-call]
             stable_statistics, "mk", *(o for d in data for o in (d, "mn")), rows, "m",
             area=area, floor=floor, concatenate=True, new_axes={"k": 7}, dtype=float, meta=np.empty((0, 0)),
-        )  # fmt: skip
+        ).compute()  # fmt: skip
     else:
         x, y, side = (a.values for a in arrays)
         table = stable_statistics(x, y, side, days.values, area=area, floor=floor)

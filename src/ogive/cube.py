@@ -26,7 +26,8 @@ from odc.geo.geobox import GeoBox
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from . import catalog, grid as grids, quality
+from . import catalog, quality
+from . import grid as grids
 from ._read import READERS, Asset, Reader, Sign, read, relation
 from .aoi import resolve_aoi
 from .errors import GridError, ItemError, ParameterError, SearchError
@@ -70,7 +71,9 @@ class SceneStack(BackendArray):  # type: ignore[misc]
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
 
     def _get(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
-        times, rows, columns = (range(n)[k] if isinstance(k, slice) else k for k, n in zip(key, self.shape, strict=True))
+        times, rows, columns = (
+            range(n)[k] if isinstance(k, slice) else k for k, n in zip(key, self.shape, strict=True)
+        )
         y, x = (r if isinstance(r, range) else range(r, r + 1) for r in (rows, columns))
         index = times if isinstance(times, range) else range(times, times + 1)
         out = np.empty((len(index), len(y), len(x)), self.dtype)
@@ -175,7 +178,9 @@ def open_cube(
     return cube
 
 
-def usable_share(items: Iterable[pystac.Item], cube: xr.Dataset, band: Any = None, *, sign: Sign | None = None) -> pd.Series:
+def usable_share(
+    items: Iterable[pystac.Item], cube: xr.Dataset, band: Any = None, *, sign: Sign | None = None
+) -> pd.Series:
     """Share of usable pixels of each scene over the cube's area, from a coarse look (about 1/16 of the resolution).
 
     Reads every scene once through its overviews: a missing file, a scene without pixels here and cloud over the
@@ -229,7 +234,7 @@ def _scene_coordinates(items: list[pystac.Item]) -> dict[str, Any]:
     codes = [catalog.codes(item) for item in items]
     text = {
         "scene_id": [item.id for item in items],
-        "platform": [str(item.properties.get("platform", "")) for item in items],
+        "platform": [catalog.platform_of(item) for item in items],
         "sensor": [catalog.sensor_of(item).name for item in items],
         "relative_orbit": [catalog.relative_orbit(item) for item in items],
         "processing_baseline": [catalog.processing_baseline(item) for item in items],
@@ -239,6 +244,7 @@ def _scene_coordinates(items: list[pystac.Item]) -> dict[str, Any]:
     }
     numbers = {
         "cloud_cover": [catalog.cloud_cover(item) for item in items],
+        "cloud_cover_land": [catalog.cloud_cover(item, land=True) for item in items],
         "sun_azimuth": [s[0] for s in sun],
         "sun_elevation": [s[1] for s in sun],
     }
@@ -273,6 +279,11 @@ def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float 
     else:
         shape = gpd.GeoSeries([resolve_aoi(aoi)], crs=4326).to_crs(str(reference.crs)).iloc[0]
         left, bottom, right, top = shape.buffer(buffer).bounds if buffer else shape.bounds
+        # Where no scene reaches, nothing can be matched; an AOI outside all of them is refused by _check_overlap.
+        reach = (*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
+        if left < reach[2] and right > reach[0] and bottom < reach[3] and top > reach[1]:
+            left, bottom = max(left, reach[0]), max(bottom, reach[1])
+            right, top = min(right, reach[2]), min(top, reach[3])
     a = reference.affine
     # Whole pixels of the reference scene; a hair of tolerance keeps an edge that lies on a pixel boundary there.
     x0, x1 = math.floor((left - a.c) / pixel + 1e-6), math.ceil((right - a.c) / pixel - 1e-6)

@@ -12,7 +12,7 @@ most trackers use, and is as robust (docs/assumptions.md).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,14 @@ def wallis(image: Image, valid: Mask) -> tuple[Image, Mask]:
 
     Pixels where the window has no contrast become invalid.
     """
-    mean = _mean(image, valid, _box)
-    square = _mean(image * image, valid, _box)
+    # In float32 the difference of the two means would leave little of a low contrast on bright snow.
+    exact = np.where(valid, image, 0).astype(np.float64)
+    mean = _mean(exact, valid, _box)
+    square = _mean(exact * exact, valid, _box)
     n = WALLIS_WIDTH * WALLIS_WIDTH
     variance = np.maximum(square - mean * mean, 0) * (n / (n - 1))
-    ok = valid & (variance > 1e-10 * np.maximum(square, np.float32(1e-30)))
-    out = np.where(ok, (image - mean) / np.sqrt(np.where(ok, variance, 1)), 0)
+    ok = valid & (variance > 1e-10 * np.maximum(square, 1e-30))
+    out = np.where(ok, (exact - mean) / np.sqrt(np.where(ok, variance, 1)), 0)
     return out.astype(np.float32), ok
 
 
@@ -144,7 +146,9 @@ def get(name: str) -> Filter:
     9
     """
     if name not in FILTERS:
-        raise ParameterError("enhance", rule=f"must be one of {', '.join(FILTERS)}", value=repr(name), fix="'high_pass'")
+        raise ParameterError(
+            "enhance", rule=f"must be one of {', '.join(FILTERS)}", value=repr(name), fix="'high_pass'"
+        )
     return FILTERS[name]
 
 
@@ -152,18 +156,19 @@ def _gaussian(im: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(ndimage.gaussian_filter(im, SIGMA, truncate=3.0, mode="constant"), np.float32)
 
 
-def _box(im: NDArray[np.float32]) -> NDArray[np.float32]:
+def _box(im: NDArray[Any]) -> NDArray[Any]:
     # correlate1d sums each window afresh; uniform_filter's running sum would depend on where the window starts.
     weights = np.full(WALLIS_WIDTH, 1 / WALLIS_WIDTH)
     rows = ndimage.correlate1d(im, weights, 0, mode="constant")
-    return np.asarray(ndimage.correlate1d(rows, weights, 1, mode="constant"), np.float32)
+    return np.asarray(ndimage.correlate1d(rows, weights, 1, mode="constant"))
 
 
-def _mean(image: Image, valid: Mask, smooth: Callable[[Image], Image]) -> Image:
-    """Normalised convolution: mean over the valid pixels of the window only."""
-    weight = smooth(valid.astype(np.float32))
-    total = smooth(np.where(valid, image, np.float32(0)))
-    return total / np.where(weight > 1e-6, weight, np.float32(1))
+def _mean(image: NDArray[Any], valid: Mask, smooth: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+    """Normalised convolution: mean over the valid pixels of the window only, in the precision of the image."""
+    one = image.dtype.type(1)
+    weight = smooth(valid.astype(image.dtype))
+    total = smooth(np.where(valid, image, 0 * one))
+    return np.asarray(total / np.where(weight > 1e-6, weight, one))
 
 
 def _significant(image: Image, mean: Image, valid: Mask) -> Image:

@@ -298,9 +298,10 @@ def to_itslive(velocity: xr.Dataset, path: str | Path, *, author: str = "ogive",
     cubes = out[[n for n in out.data_vars if out[n].ndim == 3]].drop_vars(["mid_date", "y", "x"])
     with replacing(path, overwrite=overwrite) as part:
         out.to_zarr(part, mode="w", zarr_format=2, consolidated=True, encoding=encoding, compute=False)
-        # Block after block, because one graph over all of them holds every pair of the whole map at once.
+        # Block after block, because one graph over all of them holds every pair of the whole map at once. Computed
+        # before it is written, so that no thread still writes into a store that a failure removes.
         for block in _spans(cubes["vx"]):
-            cubes.isel(block).to_zarr(part, region=block, zarr_format=2, consolidated=True)
+            cubes.isel(block).compute().to_zarr(part, region=block, zarr_format=2, consolidated=True)
     return Path(path)
 
 

@@ -128,7 +128,9 @@ def make_pairs(
             "t2": second["datetime"],
             "date_dt": (second["datetime"] - first["datetime"]).dt.total_seconds() / 86400.0,
             # Two unknown orbits are not the same orbit.
-            "same_orbit": ((first["relative_orbit"] == second["relative_orbit"]) & (first["relative_orbit"] != "")).to_numpy(),
+            "same_orbit": (
+                (first["relative_orbit"] == second["relative_orbit"]) & (first["relative_orbit"] != "")
+            ).to_numpy(),
             "sun_difference": _angle(first, second),
             "id1": first["id"],
             "id2": second["id"],
@@ -140,7 +142,8 @@ def make_pairs(
     removed = [f"{int((~ok).sum())} by {name}" for name, ok in tests.items() if not ok.all()]
     for ok in tests.values():
         good &= ok
-    pairs = pairs[good].sort_values(["t1", "t2", "i1", "i2"], kind="stable").reset_index(drop=True)
+    # By id, not by position, where dates are equal: the order of the input must not show.
+    pairs = pairs[good].sort_values(["t1", "t2", "id1", "id2"], kind="stable").reset_index(drop=True)
     if rules.max_per_scene is not None:
         pairs = _at_most(pairs, rules.max_per_scene)
     if pairs.empty:
@@ -158,7 +161,8 @@ def make_pairs(
 def _table(scenes: xr.Dataset | pd.DataFrame | Iterable[pystac.Item]) -> pd.DataFrame:
     if isinstance(scenes, xr.Dataset):
         names = {"scene_id": "id", "time": "datetime"}
-        columns = ["scene_id", "time", "platform", "sensor", "relative_orbit", "cloud_cover", "sun_azimuth", "sun_elevation"]
+        columns = ["scene_id", "time", "platform", "sensor", "relative_orbit", "cloud_cover"]
+        columns += ["cloud_cover_land", "sun_azimuth", "sun_elevation"]
         table = pd.DataFrame({names.get(c, c): scenes[c].values for c in columns if c in scenes.coords})
     elif isinstance(scenes, pd.DataFrame):
         table = scenes.reset_index(drop=True).copy()
@@ -209,7 +213,7 @@ def _tests(pairs: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame, rules
 
 def _angle(first: pd.DataFrame, second: pd.DataFrame) -> Any:
     """Angle between two directions to the sun [degrees]."""
-    (a1, e1), (a2, e2) = ((np.radians(t[c].to_numpy()) for c in ("sun_azimuth", "sun_elevation")) for t in (first, second))
+    (a1, e1), (a2, e2) = (np.radians(t[["sun_azimuth", "sun_elevation"]].to_numpy()).T for t in (first, second))
     cosine = np.sin(e1) * np.sin(e2) + np.cos(e1) * np.cos(e2) * np.cos(a1 - a2)
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
@@ -218,7 +222,7 @@ def _at_most(pairs: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep short pairs first, each scene at most `limit` times."""
     used: dict[int, int] = {}
     kept = []
-    for row in pairs.sort_values(["date_dt", "t1", "i1", "i2"], kind="stable").itertuples():
+    for row in pairs.sort_values(["date_dt", "t1", "id1", "id2"], kind="stable").itertuples():
         one, two = int(row.i1), int(row.i2)  # type: ignore[arg-type]
         if max(used.get(one, 0), used.get(two, 0)) < limit:
             used[one], used[two] = used.get(one, 0) + 1, used.get(two, 0) + 1

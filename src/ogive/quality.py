@@ -29,7 +29,7 @@ _SCL[[0, 1, 3, 6, 8, 9, 10, 11]] = [NO_DATA, SATURATED, SHADOW, WATER, CLOUD, CL
 high probability, 10 thin cirrus, 11 snow. Class 2 (topographic shadow), 4, 5 and 7 are ground."""
 
 _QA_PIXEL = {0: NO_DATA, 1: CLOUD, 2: CIRRUS, 3: CLOUD, 4: SHADOW, 5: SNOW, 7: WATER}
-"""Bits of Landsat Collection 2 QA_PIXEL: 0 fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow, 5 snow, 7 water."""
+"""Bits of Landsat Collection 2 QA_PIXEL: 0 fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 shadow, 5 snow, 7 water."""
 
 
 def decode_scl(scl: NDArray[Any]) -> NDArray[np.uint8]:
@@ -77,7 +77,7 @@ def decode(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def usable(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """True where a pixel may take part in matching."""
-    return (mask & UNUSABLE) == 0
+    return np.asarray((mask & UNUSABLE) == 0, bool)
 
 
 def attributes() -> dict[str, Any]:

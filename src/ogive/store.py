@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,17 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import dask
-import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
 import zarr
-from numpy.typing import NDArray
+from dask.highlevelgraph import HighLevelGraph
+from dask.local import get_sync
+from zarr.codecs import ZstdCodec
 
 from . import flags, options
-from .errors import OgiveError, ParameterError, StoreError
-from .track import SCHEMA_VERSION
+from ._ledger import attributes_of, folder, ledger, put, read_plan, status, verify
+from .errors import ParameterError, StoreError
+from .grid import SCHEMA_VERSION
 
 log = logging.getLogger("ogive")
 
@@ -76,7 +77,8 @@ def write(
     StoreError
         The path holds something else, or blocks failed. If no block at all could be written, nothing is left behind.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # workers may run in another folder
+    ds = ds.assign_coords({n: c.compute() for n, c in ds.coords.items() if c.chunks is not None})
     grid = _BlockGrid(ds)
     plan = {"fingerprint": fingerprint(ds), "dims": grid.dims, "chunks": grid.chunks, "schema_version": SCHEMA_VERSION}
     created = _prepare(ds, path, plan, overwrite)
@@ -112,7 +114,7 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
         Not an ogive store, a newer schema, or an unfinished store (say `partial=True` if that is wanted).
     """
     path = Path(path)
-    attrs = _attributes_of(path)
+    attrs = attributes_of(path)
     count = status(path)
     if count["done"] < count["blocks"] and not partial:
         raise StoreError(
@@ -120,15 +122,8 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
             f"{count['failed']} failed", fix="run the same write again, or open it with partial=True",
         )  # fmt: skip
     ds = xr.open_zarr(path, consolidated=False, decode_timedelta=False, mask_and_scale=True, chunks=None)
-    shards = {}
-    with zarr.config.set({"async.concurrency": 4}):
-        group = zarr.open_group(str(path), mode="r")
-        for name in ds.data_vars:
-            array = group[str(name)]
-            assert isinstance(array, zarr.Array)
-            for dim, size in zip(ds[name].dims, array.shards or array.chunks, strict=True):
-                shards[dim] = max(size, shards.get(dim, 1))
-    ds = ds.chunk(shards)
+    plan = read_plan(path)
+    ds = ds.chunk({dim: tuple(sizes) for dim, sizes in zip(plan["dims"], plan["chunks"], strict=True)})
     coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds")]
     ds = ds.set_coords(coords)
     for name in ds.coords:
@@ -137,76 +132,6 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
         ds[name].load()
     ds.attrs = attrs
     return ds
-
-
-def status(path: str | Path) -> dict[str, int]:
-    """How far a store is: `blocks`, `done`, `failed`.
-
-    Raises
-    ------
-    StoreError
-        Not an ogive store.
-    """
-    plan = _plan(Path(path))
-    rows = ledger(path)
-    states = [row["status"] for row in rows]
-    return {
-        "blocks": int(np.prod([len(c) for c in plan["chunks"]])),
-        "done": states.count("done"),
-        "failed": states.count("failed"),
-    }
-
-
-def ledger(path: str | Path) -> list[dict[str, Any]]:
-    """All ledger rows of a store, in block order."""
-    rows = [json.loads(p.read_text()) for p in _ledger(Path(path)).glob("*.json") if p.stem != "plan"]
-    return sorted(rows, key=lambda row: [int(k) for k in row["block"].split(".")])
-
-
-def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
-    """Read every block back and compare it with its ledger row.
-
-    Parameters
-    ----------
-    path : path
-    repair : bool
-        Drop the rows of bad blocks (and leftover temporary files), so that the same `write` computes them again.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per fault: `block`, `variable`, `problem` ("missing chunk", "unreadable", "checksum", "not done",
-        "failed", "leftover file"). Empty when the store is whole.
-
-    Raises
-    ------
-    StoreError
-        Not an ogive store.
-    """
-    path = Path(path)
-    plan = _plan(path)
-    _attributes_of(path)
-    rows = {row["block"]: row for row in ledger(path)}
-    group = zarr.open_group(str(path), mode="r", use_consolidated=False)
-    faults: list[tuple[str, str, str]] = []
-    for index in product(*(range(len(c)) for c in plan["chunks"])):
-        key = ".".join(map(str, index))
-        row = rows.get(key)
-        if row is None or row["status"] != "done":
-            faults.append((key, "", "failed" if row else "not done"))
-            continue
-        for name, crc in row["crc"].items():
-            problem = _check(path, group, name, dict(zip(plan["dims"], index, strict=True)), plan, crc)
-            if problem:
-                faults.append((key, name, problem))
-    leftovers = [p for folder in (path, _ledger(path)) for p in folder.rglob("*") if p.suffix in (".partial", ".tmp")]
-    faults += [("", str(p.relative_to(path.parent)), "leftover file") for p in sorted(leftovers)]
-    if repair:
-        for key in {fault[0] for fault in faults if fault[0]}:
-            (_ledger(path) / f"{key}.json").unlink(missing_ok=True)
-        for p in leftovers:
-            p.unlink()
-    return pd.DataFrame(faults, columns=["block", "variable", "problem"])
 
 
 def annotate(path: str | Path, ds: xr.Dataset) -> None:
@@ -221,18 +146,25 @@ def annotate(path: str | Path, ds: xr.Dataset) -> None:
     ParameterError
         A variable has other dimensions than `mid_date`, or another length.
     """
+    path = Path(path)
     stored = open_velocity(path)
     for name, variable in ds.data_vars.items():
+        if name in stored.coords or (name in stored and stored[name].chunks is not None):
+            raise ParameterError(f"variable {name}", rule="is computed in blocks by write", fix="give it another name")
         if variable.dims != ("mid_date",) or variable.size != stored.sizes["mid_date"]:
             raise ParameterError(
                 f"variable {name}", rule=f"must have the dimension mid_date ({stored.sizes['mid_date']})",
                 value=dict(variable.sizes),
             )  # fmt: skip
     plain = ds.drop_vars(list(ds.coords)).compute()
-    plain.attrs = {}
-    for variable in plain.data_vars.values():
-        variable.encoding = {}
-    plain.to_zarr(path, mode="a", consolidated=False)
+    draft = _draft(path)
+    _template(plain, draft, compute=True)
+    for name in map(str, plain.data_vars):
+        # An array is a folder of its own, and whole before it takes the place of the old one.
+        if (path / name).exists():
+            (path / name).rename(draft / f"{name}.old")
+        (draft / name).rename(path / name)
+    shutil.rmtree(draft)
 
 
 def fingerprint(ds: xr.Dataset) -> str:
@@ -265,7 +197,9 @@ class _BlockGrid:
                         value=sizes[:4], fix="ds.unify_chunks()",
                     )  # fmt: skip
                 if any(s != sizes[0] for s in sizes[:-1]) or sizes[-1] > sizes[0]:
-                    raise StoreError(f"variable {name}", rule=f"needs even chunks along {dim!r}", value=sizes[:4], fix="ds.chunk()")
+                    raise StoreError(
+                        f"variable {name}", rule=f"needs even chunks along {dim!r}", value=sizes[:4], fix="ds.chunk()"
+                    )
         self.lazy = lazy
         self.dims = list(by_dim)
         self.chunks = [list(map(int, by_dim[d])) for d in self.dims]
@@ -278,26 +212,28 @@ class _BlockGrid:
     def key(index: tuple[int, ...]) -> str:
         return ".".join(map(str, index))
 
-    def arrays(self, index: tuple[int, ...]) -> dict[str, da.Array]:
-        """The block of each variable; one that lacks a dimension belongs to that dimension's first block."""
+    def keys(self, index: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
+        """The Dask key of each variable's block; one that lacks a dimension belongs to that dimension's first block."""
         at = dict(zip(self.dims, index, strict=True))
-        out = {}
-        for name, variable in self.lazy.items():
-            if all(at[d] == 0 for d in self.dims if d not in variable.dims):
-                out[name] = variable.data.blocks[tuple(at[str(d)] for d in variable.dims)]
-        return out
+        return {
+            name: (variable.data.name, *(at[str(d)] for d in variable.dims))
+            for name, variable in self.lazy.items()
+            if all(at[d] == 0 for d in self.dims if d not in variable.dims)
+        }
 
 
-def _tasks(ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def _tasks(
+    ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]
+) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """One task per block: its key, its graph, and where each variable goes."""
     starts = [np.concatenate([[0], np.cumsum(c)]).tolist() for c in grid.chunks]
+    # Culled but not optimised: `dask.optimize` would give each variable a copy of what they share, the matching.
+    graph = HighLevelGraph.merge(*(variable.data.dask for variable in grid.lazy.values()))
     for index in todo:
-        arrays = grid.arrays(index)
-        # Optimised together, so that what the variables share (the matching) is computed once.
-        block = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
+        keys = grid.keys(index)
         spans = {d: (s[i], s[i + 1]) for d, s, i in zip(grid.dims, starts, index, strict=True)}
-        where = {name: [spans[str(d)] for d in ds[name].dims] for name in arrays}
-        yield grid.key(index), cloudpickle.dumps(block), where
+        where = {name: [spans[str(d)] for d in ds[name].dims] for name in keys}
+        yield grid.key(index), cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys)), where
 
 
 def run_block(key: str, blob: bytes, where: dict[str, Any], path: str, settings: dict[str, float]) -> dict[str, Any]:
@@ -305,8 +241,9 @@ def run_block(key: str, blob: bytes, where: dict[str, Any], path: str, settings:
     start = time.perf_counter()
     row: dict[str, Any] = {"block": key, "status": "done"}
     try:
-        with options.using(**settings), dask.config.set(scheduler="synchronous"):
-            (values,) = dask.compute(cloudpickle.loads(blob))
+        graph, keys = cloudpickle.loads(blob)
+        with options.using(**settings):
+            values = dict(zip(keys, get_sync(graph, list(keys.values())), strict=True))
         group = zarr.open_group(path, mode="r+", use_consolidated=False)
         row["crc"] = {}
         for name, value in values.items():
@@ -322,7 +259,7 @@ def run_block(key: str, blob: bytes, where: dict[str, Any], path: str, settings:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         row.pop("crc", None)
     row["seconds"] = round(time.perf_counter() - start, 3)
-    _put(_ledger(Path(path)) / f"{key}.json", row)
+    put(folder(Path(path)) / f"{key}.json", row)
     return row
 
 
@@ -330,25 +267,33 @@ def _assert_whole(array: zarr.Array[Any], region: tuple[slice, ...], name: str) 
     """A region must be whole shards: two writers in one shard lose data without an error."""
     for size, total, span in zip(array.shards or array.chunks, array.shape, region, strict=True):
         if span.start % size or (span.stop % size and span.stop != total):
-            raise StoreError(f"variable {name}", rule=f"blocks must be whole chunks of {size}", value=(span.start, span.stop))
+            raise StoreError(
+                f"variable {name}", rule=f"blocks must be whole chunks of {size}", value=(span.start, span.stop)
+            )
 
 
-def _run(tasks: Iterator[Any], path: str, settings: dict[str, float], client: Any, workers: int | None) -> Iterator[dict[str, Any]]:
+def _run(
+    tasks: Iterator[Any], path: str, settings: dict[str, float], client: Any, workers: int | None
+) -> Iterator[dict[str, Any]]:
     """Hand out tasks to a cluster or to threads, a few more than can run at once, and yield their rows."""
     if client is not None:
         from distributed import as_completed
 
         ahead = 2 * max(1, sum(client.nthreads().values()))
-        completed = as_completed(raise_errors=True)
+        # A name of its own for each run: the scheduler would answer a known one with the row of the run before.
+        run = uuid.uuid4().hex
+        completed = as_completed()
         running = 0
         for key, blob, where in tasks:
-            completed.add(client.submit(run_block, key, blob, where, path, settings, key=f"block-{path}-{key}", pure=False, retries=2))
+            completed.add(
+                client.submit(run_block, key, blob, where, path, settings, key=f"block-{run}-{key}", retries=2)
+            )
             running += 1
             if running >= ahead:
-                yield next(completed).result()
+                yield _row(next(completed), path)
                 running -= 1
         for future in completed:
-            yield future.result()
+            yield _row(future, path)
         return
     threads = workers or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
@@ -366,11 +311,27 @@ def _run(tasks: Iterator[Any], path: str, settings: dict[str, float], client: An
         pool.shutdown(cancel_futures=True)
 
 
+def _row(future: Any, path: str) -> dict[str, Any]:
+    """The row of a finished task; a block that killed its workers left none, so it is written here."""
+    error = future.exception()
+    if error is None:
+        row: dict[str, Any] = future.result()
+        return row
+    row = {
+        "block": future.key.split("-")[-1],
+        "status": "failed",
+        "error": f"{type(error).__name__}: {error}",
+        "seconds": 0.0,
+    }
+    put(folder(Path(path)) / f"{row['block']}.json", row)
+    return row
+
+
 def _prepare(ds: xr.Dataset, path: Path, plan: dict[str, Any], overwrite: bool) -> bool:
     """Make the template, or check that the one there is ours; True if it was made now."""
     if path.exists():
-        _attributes_of(path)
-        existing = _plan(path)
+        attributes_of(path)
+        existing = read_plan(path)
         if existing["fingerprint"] == plan["fingerprint"]:
             return False
         if not overwrite:
@@ -378,47 +339,62 @@ def _prepare(ds: xr.Dataset, path: Path, plan: dict[str, Any], overwrite: bool) 
                 str(path), rule="holds the result of another job (other scenes, pairs or parameters)",
                 fix="choose another path, or pass overwrite=True",
             )  # fmt: skip
-        shutil.rmtree(path)
-    shutil.rmtree(_ledger(path), ignore_errors=True)
     if not path.parent.is_dir():
         raise StoreError(str(path), rule="its folder must exist", fix=f"mkdir -p {path.parent}")
+    if folder(path).exists() and any(p.suffix not in (".json", ".tmp") for p in folder(path).iterdir()):
+        raise StoreError(
+            str(folder(path)), rule="must be free for the ledger, and holds other files", fix="choose another path"
+        )
+    _remove(path)
     # The template is made under another name: a store that bears its own name is complete in its metadata.
-    draft = path.with_name(path.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = _draft(path)
     _template(ds, draft)
-    _ledger(path).mkdir()
-    _put(_ledger(path) / "plan.json", plan)
+    folder(path).mkdir()
+    put(folder(path) / "plan.json", plan)
     draft.rename(path)
     return True
 
 
-def _template(ds: xr.Dataset, path: Path) -> None:
-    encoding: dict[str, dict[str, Any]] = {}
+def _remove(path: Path) -> None:
+    """Take a store away by rename first: half a store under its name would be taken for somebody else's."""
+    draft = _draft(path)
+    if path.exists():
+        path.rename(draft)
+        shutil.rmtree(draft)
+    shutil.rmtree(folder(path), ignore_errors=True)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside the store that is free, for what must not be seen half done."""
+    draft = path.with_name(path.name + ".ogive-draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    return draft
+
+
+def _template(ds: xr.Dataset, path: Path, *, compute: bool = False) -> None:
+    """A store of these variables; the lazy ones are left to their blocks unless `compute`."""
     plain = ds.copy()
-    for name, variable in plain.variables.items():
+    for variable in plain.variables.values():
         variable.encoding = {}
-        spec: dict[str, Any] = {}
-        if variable.ndim and np.issubdtype(variable.dtype, np.datetime64):
-            spec = {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
-        elif variable.ndim and variable.dtype != object:
-            spec = {"fill_value": _fill(str(name), variable.dtype)}
-            if np.issubdtype(variable.dtype, np.floating):
-                spec["_FillValue"] = spec["fill_value"]
-            if name in ("y", "x"):
-                spec = {"_FillValue": None}
-        if variable.ndim and variable.dtype != object:
-            spec["compressors"] = [zarr.codecs.ZstdCodec(level=3, checksum=True)]
-        if variable.chunks is not None:
-            shard = tuple(c[0] for c in variable.data.chunks)
-            inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in zip(variable.dims, shard, strict=True))
-            spec["chunks"] = inner
-            if inner != shard:
-                spec["shards"] = shard
-        elif variable.ndim:
-            spec["chunks"] = variable.shape
-        if spec:
-            encoding[str(name)] = spec
-    plain.to_zarr(path, mode="w-", compute=False, encoding=encoding, consolidated=False, write_empty_chunks=True)
+    encoding = {str(name): _encoding(str(name), variable) for name, variable in plain.variables.items()}
+    plain.to_zarr(path, mode="w-", compute=compute, encoding=encoding, consolidated=False, write_empty_chunks=True)
+
+
+def _encoding(name: str, variable: xr.Variable) -> dict[str, Any]:
+    spec: dict[str, Any] = {"compressors": [ZstdCodec(level=3, checksum=True)]}
+    if np.issubdtype(variable.dtype, np.datetime64):
+        spec |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+    elif name in ("y", "x"):
+        spec["_FillValue"] = None
+    elif variable.dtype != object:
+        spec["fill_value"] = _fill(name, variable.dtype)
+        if np.issubdtype(variable.dtype, np.floating):
+            spec["_FillValue"] = spec["fill_value"]
+    if variable.chunks is None:
+        return spec | ({"chunks": variable.shape} if variable.ndim else {})
+    shard = tuple(c[0] for c in variable.data.chunks)
+    inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in zip(variable.dims, shard, strict=True))
+    return spec | {"chunks": inner} | ({"shards": shard} if inner != shard else {})
 
 
 def _fill(name: str, dtype: np.dtype[Any]) -> Any:
@@ -429,8 +405,7 @@ def _fill(name: str, dtype: np.dtype[Any]) -> Any:
 
 def _give_up(path: Path, nothing_written: bool, failures: list[dict[str, Any]], count: int) -> None:
     if nothing_written:
-        shutil.rmtree(path)
-        shutil.rmtree(_ledger(path))
+        _remove(path)
     left = "nothing was written" if nothing_written else "the others are written; run the same line to try again"
     raise StoreError(
         str(path), rule=f"{len(failures)} of {count} blocks failed ({left})",
@@ -438,76 +413,19 @@ def _give_up(path: Path, nothing_written: bool, failures: list[dict[str, Any]], 
     )  # fmt: skip
 
 
-def _check(path: Path, group: zarr.Group, name: str, at: dict[str, int], plan: dict[str, Any], crc: int) -> str:
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        return "missing variable"
-    dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
-    region, cell = [], []
-    for dim in map(str, dims):
-        sizes = plan["chunks"][plan["dims"].index(dim)]
-        region.append(slice(sum(sizes[: at[dim]]), sum(sizes[: at[dim] + 1])))
-        cell.append(str(at[dim]))
-    if not (path / name / "c" / "/".join(cell)).exists():
-        return "missing chunk"
-    try:
-        values: NDArray[Any] = np.ascontiguousarray(array[tuple(region)])
-    except Exception as error:  # a torn chunk raises whatever the codec or the file system finds first
-        log.debug("%s %s: %s", name, cell, error)
-        return "unreadable"
-    return "" if zlib.crc32(values.tobytes()) == crc else "checksum"
-
-
-def _attributes_of(path: Path) -> dict[str, Any]:
-    """Global attributes of an ogive store, after checking that it is one and not of a newer schema."""
-    try:
-        attrs = dict(zarr.open_group(str(path), mode="r", use_consolidated=False).attrs)
-    except (FileNotFoundError, ValueError, KeyError, NotADirectoryError, zarr.errors.NodeNotFoundError):
-        attrs = {}
-    if "schema_version" not in attrs or "kind" not in attrs:
-        raise StoreError(
-            str(path), rule="is not an ogive store" if path.exists() else "does not exist",
-            fix="choose another path; ogive never touches what it did not write",
-        )  # fmt: skip
-    if int(str(attrs["schema_version"])) > SCHEMA_VERSION:
-        raise StoreError(
-            str(path), rule=f"was written by a newer ogive (this one knows schema {SCHEMA_VERSION})",
-            value=attrs["schema_version"], fix="update ogive",
-        )  # fmt: skip
-    return attrs
-
-
-def _plan(path: Path) -> dict[str, Any]:
-    try:
-        plan: dict[str, Any] = json.loads((_ledger(path) / "plan.json").read_text())
-    except FileNotFoundError:
-        _attributes_of(path)
-        raise StoreError(
-            str(path), rule="its ledger is missing", value=str(_ledger(path)), fix="copy it together with the store"
-        ) from None
-    return plan
-
-
-def _ledger(path: Path) -> Path:
-    return path.with_name(path.name + ".ledger")
-
-
-def _put(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that it is there whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with draft.open("w") as f:
-        json.dump(content, f, sort_keys=True)
-        f.flush()
-        os.fsync(f.fileno())
-    draft.replace(path)
-
-
 @contextmanager
 def _bar(name: str, total: int, done: int, show: bool) -> Iterator[Any]:
     if not show:
         yield lambda: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     # Seconds per block measured over the whole run: blocks take long and differ, a short window would swing.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
@@ -517,4 +435,4 @@ def _bar(name: str, total: int, done: int, show: bool) -> Iterator[Any]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["OgiveError", "annotate", "fingerprint", "ledger", "open_velocity", "status", "verify", "write"]
+__all__ = ["annotate", "fingerprint", "ledger", "open_velocity", "status", "verify", "write"]

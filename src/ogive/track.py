@@ -16,9 +16,6 @@ from .correct import modelled_error
 from .errors import GridError, PairError
 from .kernels import NCC, Custom, Kernel
 
-SCHEMA_VERSION = 1
-"""Version of the layout of the stores; raised with every change that an older reader would misread."""
-
 
 def track(
     cube: xr.Dataset,
@@ -153,7 +150,7 @@ def _attributes(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, output: A
         "Conventions": "CF-1.11",
         "title": "Glacier surface velocity from pairs of satellite images",
         "kind": "velocity",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": grids.SCHEMA_VERSION,
         "source": "optical feature tracking",
         "GDAL_AREA_OR_POINT": "Area",
         "projection": str(output.crs.epsg),

@@ -147,9 +147,14 @@ def invert(
     )
     parameters = {"every": every if isinstance(every, str) else [str(b) for b in bounds[:, 0]], **asdict(options)}
     series.attrs = {
+        "Conventions": "CF-1.11",
+        "title": "Glacier surface velocity, regular time series",
+        "kind": "series",
+        "schema_version": grid.SCHEMA_VERSION,
         "method": method,
         "parameters": json.dumps(parameters),
         "year_length_days": grid.YEAR_DAYS,
+        "provenance": velocity.attrs.get("provenance", "{}"),
     }
     return series
 

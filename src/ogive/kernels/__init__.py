@@ -17,7 +17,7 @@ from ..errors import ParameterError
 from .ncc import NCC
 
 Displacements = dict[str, NDArray[Any]]
-"""What `match` returns: `dy`, `dx` [px] float32 (NaN where invalid), `corr`, `snr`, `peak_ratio` float32, `flag` uint16."""
+"""What `match` returns: `dy`, `dx` [px; NaN where invalid], `corr`, `snr`, `peak_ratio`, all float32, `flag` uint16."""
 
 
 @runtime_checkable

@@ -60,11 +60,13 @@ def match(
 
     Returns
     -------
-    (7, ny, nx) float32
-        dy, dx, corr, second peak, mean |r|, rim, refined; as `_ncc_numba.match`.
+    (8, ny, nx) float32
+        dy, dx, corr, second peak, mean |r|, rim, refined, share searched; as `_ncc_numba.match`.
     """
     if xp is None:
-        import cupy as xp
+        import cupy
+
+        xp = cupy
     origin, radius, chip, step, block = geometry
     size = 2 * radius + 1
     a, b = (xp.asarray(im, np.float32) for im in (first, second))
@@ -114,6 +116,7 @@ def _peaks(r: Any, size: int, xp: Any) -> Any:
     whole = ~rim
     for value in nine.values():
         whole &= value > -1.5
+    rim = ~whole  # the masks forbid a displacement beside the peak: a rim as well
     gx = sum(i * v for (_, i), v in nine.items()) / 6
     gy = sum(j * v for (j, _), v in nine.items()) / 6
     hxy = sum(i * j * v for (j, i), v in nine.items()) / 4
@@ -133,5 +136,6 @@ def _peaks(r: Any, size: int, xp: Any) -> Any:
             mean,
             rim,
             ok,
+            allowed.mean(0),
         ]
     )

@@ -185,10 +185,10 @@ def masked_row(sums, kind, min_pixels, c):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def statistics(c, size, best, arg, second, mean, py, px):  # type: ignore[no-untyped-def]
-    """Peak, its index, second peak outside a 5x5 box, mean |r| of every point of a row; c[displacement, point]."""
+def statistics(c, size, best, arg, second, mean, count, py, px):  # type: ignore[no-untyped-def]
+    """Peak, its index, second peak outside a 5x5 box, mean |r| and number of values; c[displacement, point]."""
     n = best.size
-    count = np.zeros(n, np.float32)
+    count[:] = np.float32(0)
     best[:] = np.float32(-2)
     second[:] = np.float32(-2)
     mean[:] = np.float32(0)
@@ -218,7 +218,7 @@ def statistics(c, size, best, arg, second, mean, py, px):  # type: ignore[no-unt
 
 @njit(**JIT)
 def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_pixels, block, out):  # type: ignore[no-untyped-def]
-    """Match a strip of points; fills out[0 ... 6] = dy, dx, corr, second peak, mean |r|, rim, refined.
+    """Match a strip of points; fills out[0 ... 7] = dy, dx, corr, second peak, mean |r|, rim, refined, share searched.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_
         Least number of common pixels of a masked chip.
     block : tuple
         As long as the block is wide.
-    out : (7, ny, nx) float32
+    out : (8, ny, nx) float32
     """
     ny, nx = kind.shape
     planes, ld = a.shape[0], a.shape[2]
@@ -252,7 +252,8 @@ def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_
     c = np.empty((size * size, nx), np.float32)
     best, second, mean = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
     py, px, arg = np.empty(nx, np.float32), np.empty(nx, np.float32), np.zeros(nx, np.int64)
-    surface = np.empty(size * size, np.float32)
+    count = np.empty(nx, np.float32)
+    nine = np.empty(9, np.float32)
     af, bf = a.reshape(planes, -1), b.reshape(planes, -1)
     # Which image of each role makes which sum: a b, n, a, b, a a, b b.
     role_a, role_b = (0, 1, 0, 1, 2, 1), (0, 1, 1, 0, 1, 2)
@@ -275,19 +276,21 @@ def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_
                 for k in range(1, 6):
                     chip_sums(ring[k], d, first, blocks, stride, t[k])
                 masked_row(t, kind[g], min_pixels, c[d])
-        statistics(c, size, best, arg, second, mean, py, px)
+        statistics(c, size, best, arg, second, mean, count, py, px)
         for i in range(nx):
             oy, ox = arg[i] // size, arg[i] % size
             rim = oy == 0 or ox == 0 or oy == size - 1 or ox == size - 1
             dy, dx, refined = 0.0, 0.0, False
             if not rim:
-                surface[:] = c[:, i]
                 whole = True
                 for j in range(-1, 2):
                     for k in range(-1, 2):
-                        whole = whole and surface[arg[i] + j * size + k] > np.float32(-1.5)
+                        nine[4 + 3 * j + k] = c[arg[i] + j * size + k, i]
+                        whole = whole and nine[4 + 3 * j + k] > np.float32(-1.5)
                 if whole:
-                    dy, dx, refined = quadric(surface, arg[i], size)
+                    dy, dx, refined = quadric(nine, 4, 3)
+                else:  # beside displacements that the masks forbid: the rim of what could be searched
+                    rim = True
             out[0, g, i] = oy - radius + dy
             out[1, g, i] = ox - radius + dx
             out[2, g, i] = best[i]
@@ -295,3 +298,4 @@ def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_
             out[4, g, i] = mean[i]
             out[5, g, i] = rim
             out[6, g, i] = refined
+            out[7, g, i] = count[i] / np.float32(size * size)

@@ -47,8 +47,8 @@ def surface(
     return out
 
 
-def peak(r: NDArray[np.float64]) -> tuple[float, float, float, float, float, bool, bool]:
-    """Read one surface: `(dy, dx, corr, second peak, mean |r|, on the rim, refined)`.
+def peak(r: NDArray[np.float64]) -> tuple[float, float, float, float, float, bool, bool, float]:
+    """Read one surface: `(dy, dx, corr, second peak, mean |r|, on the rim, refined, share searched)`.
 
     Displacements in px relative to the centre of the search window, dy down. The quadric is solved by least squares on
     its design matrix, independently of the closed form that the fast backends use.
@@ -56,15 +56,17 @@ def peak(r: NDArray[np.float64]) -> tuple[float, float, float, float, float, boo
     radius = r.shape[0] // 2
     filled = np.where(np.isnan(r), -2.0, r)
     oy, ox = np.unravel_index(int(np.argmax(filled)), r.shape)
-    rim = bool(min(oy, ox) == 0 or max(oy, ox) == r.shape[0] - 1)
+    # A displacement without value beside the peak is a rim too: the true one may lie beyond it.
+    around = np.pad(r, 1, constant_values=np.nan)[oy : oy + 3, ox : ox + 3]
+    rim = bool(np.isnan(around).any())
     away = filled.copy()
     away[max(0, oy - 2) : oy + 3, max(0, ox - 2) : ox + 3] = -2.0
     fy = fx = 0.0
     refined = False
-    if not rim and not np.isnan(r[oy - 1 : oy + 2, ox - 1 : ox + 2]).any():
+    if not rim:
         j, i = (g.ravel().astype(float) for g in np.mgrid[-1:2, -1:2])
         design = np.stack([np.ones(9), i, j, i * i / 2, i * j, j * j / 2], axis=1)
-        _, gx, gy, hxx, hxy, hyy = np.linalg.lstsq(design, r[oy - 1 : oy + 2, ox - 1 : ox + 2].ravel(), rcond=None)[0]
+        _, gx, gy, hxx, hxy, hyy = np.linalg.lstsq(design, around.ravel(), rcond=None)[0]
         determinant = hxx * hyy - hxy * hxy
         if hxx < 0 and determinant > 0:
             x, y = -(hyy * gx - hxy * gy) / determinant, -(hxx * gy - hxy * gx) / determinant
@@ -78,4 +80,5 @@ def peak(r: NDArray[np.float64]) -> tuple[float, float, float, float, float, boo
         float(np.nanmean(np.abs(r))),
         rim,
         refined,
+        float(np.isfinite(r).mean()),
     )

@@ -1,11 +1,13 @@
 """The sub-pixel position of a correlation peak."""
 
+from typing import Any
+
 from numba import njit
 
-JIT = {"error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
+JIT: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
 """Options of the numba functions that take part in matching: strict arithmetic. With relaxed arithmetic the vectorised
 body and the remainder of a loop round differently, and a value would depend on where its tile starts."""
-PRODUCTS = {**JIT, "fastmath": {"contract"}}
+PRODUCTS: dict[str, Any] = {**JIT, "fastmath": {"contract"}}
 """Fused multiply-add, for the product loops alone, where body and remainder both use it."""
 
 

@@ -49,7 +49,8 @@ def plot_series(
     truth : xr.Dataset or mapping name -> Series, optional
         Known speed [meter/year]: `vx`, `vy` (time, y, x) on the same coordinates, or Series with dates as index.
     stakes : DataFrame, optional
-        Measured on the ground: columns `name`, `t1`, `t2`, `v` and, if known, `v_error` [meter/year].
+        Measured on the ground: columns `name` (as in `points`), `t1`, `t2`, `v` or `vx`, `vy` and, if known,
+        `v_error` [meter/year]; the table of `validate.stakes` with names.
     path : path, optional
         Save the figure there.
 
@@ -59,8 +60,10 @@ def plot_series(
         No point, a point outside the grid, stakes without the columns.
     """
     rows, columns = locate(series, points)
-    if stakes is not None and not {"name", "t1", "t2", "v"} <= set(stakes.columns):
-        raise ParameterError("stakes", rule="need the columns name, t1, t2, v", value=list(stakes.columns))
+    if stakes is not None:
+        given = set(stakes.columns)
+        if not ({"name", "t1", "t2"} <= given and ("v" in given or {"vx", "vy"} <= given)):
+            raise ParameterError("stakes", rule="need the columns name, t1, t2 and v or vx, vy", value=sorted(given))
     count = len(points)
     figure = style.new_figure(7.5, 0.9 + 2.1 * count)
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
@@ -152,8 +155,8 @@ def _draw_pairs(ax: Axes, pairs: xr.Dataset, name: str, point: tuple[float, floa
     lines = [[(a, s), (b, s)] for a, b, s in zip(start, stop, v)]
     alpha = float(np.clip(12 / v.size**0.6, 0.08, 0.6))
     ax.add_collection(LineCollection(lines, colors="0.35", linewidths=0.6, alpha=alpha, zorder=2, label="pairs"))
-    # A few wild pairs must not squash the series.
-    return float(np.percentile(v, 98))
+    # One pair in ten may be wild and must not squash the series.
+    return float(np.percentile(v, 90))
 
 
 def _truth_at(
@@ -170,8 +173,9 @@ def _truth_at(
 def _draw_stakes(ax: Axes, stakes: pd.DataFrame) -> float:
     if stakes.empty:
         return np.nan
-    start, stop = (style.day_number(pd.DatetimeIndex(stakes[c])) for c in ("t1", "t2"))
-    v = stakes["v"].to_numpy(np.float64)
+    start, stop = (style.day_number(pd.DatetimeIndex(pd.to_datetime(stakes[c]))) for c in ("t1", "t2"))
+    parts = [stakes[c].to_numpy(np.float64) for c in (("v",) if "v" in stakes else ("vx", "vy"))]
+    v = np.hypot(*parts) if len(parts) == 2 else parts[0]
     error = stakes["v_error"].to_numpy(np.float64) if "v_error" in stakes else None
     middle, half = (start + stop) / 2, (stop - start) / 2
     kind: dict[str, Any] = {"fmt": "none", "ecolor": _STAKE, "elinewidth": 1.5, "capsize": 2.0, "zorder": 6}

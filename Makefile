@@ -1,0 +1,40 @@
+# Two commands do everything: `make demo` and `make test`. Both make what they need in .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+# uv resolves and installs in seconds; without it the standard library and pip do the same.
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test check docs fix clean wheel-test bench
+
+$(VENV)/.installed: pyproject.toml
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[test,docs]"
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs]"
+endif
+	touch $@
+
+demo: $(VENV)/.installed  ## the whole line on a synthetic glacier, under five minutes
+	$(BIN)/ogive demo ogive-demo
+
+test: check  ## everything: style, types, doctests, docs, tests, wheel
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## style, types, docs; doctests run with the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.installed  ## the documentation as a site, under site/
+	$(BIN)/mkdocs build --strict
+
+fix: $(VENV)/.installed  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) site dist build ogive-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,382 @@
+"""A whole job from one file: `run.yaml` in, velocity cube, time series and report out.
+
+Only the public functions of the package are called here, in the order in which a notebook would call them; whoever
+needs something else copies these lines. The run file is data: it names no code, and every field has a line of help
+that `ogive init` writes into the template.
+"""
+
+import json
+import logging
+import zlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import correct, filters, masks, store, summary
+from .cluster import connect
+from .cube import open_cube, usable_share
+from .errors import PairError, ParameterError
+from .explain import explain
+from .invert import invert
+from .kernels import KERNELS, Kernel
+from .pairs import PairRules, make_pairs
+from .search import search
+from .track import track
+
+log = logging.getLogger("ogive")
+
+MATCHES, VELOCITY, SERIES = "matches.zarr", "velocity.zarr", "series.zarr"
+"""The stores in a run's folder."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchSection(_Section):
+    """Which scenes."""
+
+    source: str = Field("earth-search", description="name in catalogs/stac.yaml, STAC API URL, catalogue, items.json or parquet")
+    aoi: Any = Field(None, description="RGI id, [west, south, east, north], GeoJSON or a vector file; empty: everything")
+    datetime: str | None = Field(None, description="2021-06/2022-10")
+    sensor: str | None = Field(None, description="sentinel-2 or landsat; empty: both")
+    max_cloud: float | None = Field(None, description="most cloud of a scene [percent]")
+    limit: int | None = Field(None, description="most scenes")
+    outlines: str | None = Field(None, description="vector file of RGI outlines, to look up an RGI id")
+
+
+class CubeSection(_Section):
+    """One band on one grid."""
+
+    band: str | dict[str, str] | None = Field(None, description="nir, pan, or one per sensor; empty: each sensor's own")
+    resolution: float | None = Field(None, description="pixel size [m]; empty: the finest native one")
+    buffer: float = Field(1000.0, description="margin around the AOI [m], for stable ground")
+    loader: str = Field("odc", description="odc or stackstac")
+    resampling: str = Field("cubic", description="for scenes that do not lie on the grid")
+
+
+class StableSection(_Section):
+    """Ground that does not move; without ice and rock no correction is made."""
+
+    ice: str | None = Field(None, description="vector file of ice outlines")
+    rock: str | None = Field(None, description="vector file of stable ground, instead of everything off the ice")
+    water: str | None = Field(None, description="vector file of lakes and sea")
+    crs: str | None = Field(None, description="coordinate system of files that name none")
+    buffer: float = Field(320.0, description="distance kept from the ice [m]")
+
+
+class InvertSection(_Section):
+    """The time series; leave the section out for a single pair."""
+
+    method: str = Field("adaptive", description="estimator")
+    every: str = Field("30D", description="window of the regular series")
+
+
+class RunConfig(_Section):
+    """Everything that a run needs; the fields of `run.yaml`."""
+
+    title: str = Field("Glacier velocity", description="heading of the report")
+    output: str = Field("velocity", description="folder for stores and report")
+    search: SearchSection = SearchSection()
+    cube: CubeSection = CubeSection()
+    pairs: dict[str, Any] = Field(default_factory=dict, description="see ogive.PairRules")
+    kernel: dict[str, Any] = Field(default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC")
+    stable: StableSection = StableSection()
+    filters: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"local_median": {}}, description="in this order")
+    invert: InvertSection | None = InvertSection()
+    points: dict[str, tuple[float, float]] = Field(default_factory=dict, description="name: [x, y], for the series plot")
+    profile: list[tuple[float, float]] = Field(default_factory=list, description="line of [x, y] for a speed profile")
+    cluster: str | None = Field(None, description="scheduler address, local or gateway; empty: threads of this process")
+    workers: int | None = Field(None, description="threads or workers; empty: one per core")
+
+    def make_kernel(self) -> Kernel:
+        """The kernel with its parameters.
+
+        Raises
+        ------
+        ParameterError
+            Unknown kernel or parameter, or a value out of range.
+        """
+        parameters = dict(self.kernel)
+        name = parameters.pop("name", "ncc")
+        if name not in KERNELS:
+            raise ParameterError("kernel.name", rule=f"must be one of {', '.join(KERNELS)}", value=repr(name))
+        try:
+            return KERNELS[name](**parameters)
+        except TypeError as error:
+            known = ", ".join(f.name for f in fields(KERNELS[name]))  # type: ignore[arg-type]
+            raise ParameterError("kernel", rule=f"has the parameters {known}", value=str(error).split("argument ")[-1]) from None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the results are, and the figures of the report.
+
+    Parameters
+    ----------
+    matches : Path
+        The raw matches; kept, so that corrections and filters never need the images again.
+    velocity : Path
+        The velocity cube: corrected for stable ground and filtered.
+    series : Path or None
+        The regular time series.
+    report : Path
+    tables : dict of DataFrame
+    """
+
+    matches: Path
+    velocity: Path
+    series: Path | None
+    report: Path
+    tables: dict[str, pd.DataFrame]
+
+    def to_json(self) -> str:
+        """For machines."""
+        return json.dumps(
+            {
+                "matches": str(self.matches),
+                "velocity": str(self.velocity),
+                "series": None if self.series is None else str(self.series),
+                "report": str(self.report),
+                "tables": {name: json.loads(t.to_json(orient="records", date_format="iso")) for name, t in self.tables.items()},
+            }
+        )
+
+
+def load(path: str | Path) -> RunConfig:
+    """Read and check a run file; relative paths in it are taken from its own folder.
+
+    Raises
+    ------
+    ParameterError
+        The file is missing or no YAML, or a field is unknown or wrong; names each field.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ParameterError(str(path), rule="must be a readable YAML file", value=str(error), fix="ogive init run.yaml") from None
+    if not isinstance(content, dict):
+        raise ParameterError(str(path), rule="must hold named sections", value=type(content).__name__, fix="ogive init run.yaml")
+    folder = path.resolve().parent
+    for section, keys in _PATHS.items():
+        part = content if not section else content.get(section) or {}
+        for key in keys:
+            value = part.get(key) if isinstance(part, dict) else None
+            if isinstance(value, str) and (key == "output" or (folder / value).exists()):
+                part[key] = str(folder / value)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ParameterError(str(path), rule="has a field that is unknown or wrong", value=found, fix="compare with ogive init") from None
+
+
+_PATHS: dict[str, tuple[str, ...]] = {
+    "": ("output",),
+    "search": ("source", "aoi", "outlines"),
+    "stable": ("ice", "rock", "water"),
+}
+
+
+def template() -> str:
+    """A commented run file with every field and its default.
+
+    Examples
+    --------
+    >>> config = RunConfig.model_validate(yaml.safe_load(template()))
+    >>> config.search == RunConfig().search, config.make_kernel() == RunConfig().make_kernel()
+    (True, True)
+    """
+    lines = ["# A run of ogive: `ogive explain run.yaml` shows what it costs, `ogive run run.yaml` does it."]
+    for name, info in RunConfig.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, _Section):
+            lines += ["", f"{name}:  # {(type(default).__doc__ or '').strip()}"]
+            lines += [f"  {key}: {_yaml(getattr(default, key))}  # {f.description}" for key, f in type(default).model_fields.items()]
+        elif name in ("pairs", "kernel"):
+            source = PairRules if name == "pairs" else KERNELS["ncc"]
+            lines += ["", f"{name}:  # {info.description}"] + (["  name: ncc"] if name == "kernel" else [])
+            lines += [f"  {f.name}: {_yaml(f.default)}" for f in fields(source)]  # type: ignore[arg-type]
+        else:
+            lines += [f"{name}: {_yaml(default)}  # {info.description}"]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    return text.replace("\n...", "").strip()
+
+
+def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Dataset]:
+    """Search, cube, pairs and the lazy velocity of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+    check : bool
+        Look at every scene coarsely first, leave out those without a usable pixel, and refuse to start if too few are
+        left. This is the only step that reads pixels.
+
+    Returns
+    -------
+    cube, velocity : xr.Dataset
+        Both lazy.
+
+    Raises
+    ------
+    OgiveError
+        Whatever keeps the run from starting; nothing has been written then.
+    """
+    kernel = config.make_kernel()
+    query = config.search
+    items = search(
+        query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source, limit=query.limit,
+        outlines=query.outlines,
+    )  # fmt: skip
+    part = config.cube
+    area = None if query.aoi is None else _area(query.aoi, query.outlines)
+    # An AOI needs room around it for stable ground; without one the scenes' common area has that already.
+    cube = open_cube(
+        items, part.band, resolution=part.resolution, aoi=area, buffer=part.buffer if area is not None else 0.0,
+        loader=part.loader, resampling=part.resampling,
+    )  # fmt: skip
+    if check:
+        share = usable_share(items, cube, part.band)
+        empty = share.index[share == 0]
+        if len(empty):
+            log.warning("%d of %d scenes have no usable pixel here and are left out: %s", len(empty), len(share), ", ".join(empty))
+        if (share > 0).sum() < 2:
+            raise PairError(
+                "scenes", rule="at least two must have usable pixels in the area", value=share.round(3).to_dict(),
+                fix="widen the dates, or look at the masks",
+            )  # fmt: skip
+        cube = cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
+    pairs = make_pairs(cube, _rules(config.pairs))
+    return cube, track(cube, pairs, kernel)
+
+
+def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunResult:
+    """Do the whole job; run it again after an interruption and it goes on where it was.
+
+    Raises
+    ------
+    OgiveError
+        See `prepare` and `ogive.write`.
+    """
+    output = Path(config.output)
+    _, matches = prepare(config)
+    log.info("%s", explain(matches))
+    if not output.parent.is_dir():
+        raise ParameterError("output", rule="its parent folder must exist", value=str(output.parent))
+    output.mkdir(exist_ok=True)
+    if client is None and config.cluster:
+        client = connect(config.cluster, workers=config.workers)
+    how = {"client": client, "progress": progress, "workers": config.workers}
+    try:
+        store.write(matches, output / MATCHES, **how)
+    finally:
+        if not any(output.iterdir()):
+            output.rmdir()
+    (output / "run.json").write_text(config.model_dump_json(indent=2))
+    # Cheap next to matching: made anew whenever a mask, a filter or the inversion changes.
+    velocity = correct_and_filter(config, store.open_velocity(output / MATCHES))
+    store.write(velocity, output / VELOCITY, overwrite=True, **how)
+    if config.invert is not None:
+        series = invert(store.open_velocity(output / VELOCITY), method=config.invert.method, every=config.invert.every)
+        store.write(series, output / SERIES, overwrite=True, **how)
+    return report(output)
+
+
+def report(output: str | Path, *, extra: dict[str, pd.DataFrame] | None = None) -> RunResult:
+    """Write the report of a finished run anew.
+
+    Parameters
+    ----------
+    output : path
+        Folder of the run.
+    extra : dict of DataFrame, optional
+        Tables to put first, a comparison with a known truth for instance.
+
+    Raises
+    ------
+    StoreError
+        The run is not finished.
+    ParameterError
+        The folder holds no run.
+    """
+    output = Path(output)
+    try:
+        config = RunConfig.model_validate_json((output / "run.json").read_text())
+    except FileNotFoundError:
+        raise ParameterError(str(output), rule="holds no run", fix="ogive run run.yaml") from None
+    raw, velocity = (store.open_velocity(output / name) for name in (MATCHES, VELOCITY))
+    series = store.open_velocity(output / SERIES) if (output / SERIES).exists() else None
+    found = {**(extra or {}), **summary.tables(raw, velocity, stable_mask(config, raw), ice_mask(config, raw))}
+    path = summary.write(output, config, raw, velocity, series, found)
+    return RunResult(output / MATCHES, output / VELOCITY, output / SERIES if series is not None else None, path, found)
+
+
+def correct_and_filter(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
+    """Stable-ground correction, if there is stable ground, then the filters in their order; lazy.
+
+    Raises
+    ------
+    ParameterError
+        A filter that does not exist, or a parameter that it does not have.
+    """
+    mask = stable_mask(config, velocity)
+    out = velocity if mask is None else correct.stable_ground(velocity, mask)
+    for name, parameters in config.filters.items():
+        if name not in summary.FILTERS:
+            raise ParameterError("filters", rule=f"are {', '.join(summary.FILTERS)}", value=repr(name))
+        try:
+            out = getattr(filters, name)(out, **parameters)
+        except TypeError as error:
+            raise ParameterError(f"filter {name}", rule="has no such parameter", value=str(error)) from None
+    # Part of the store's identity: another mask or filter makes another store.
+    provenance = json.loads(velocity.attrs["provenance"])
+    provenance["filters"] = config.filters
+    if mask is not None:
+        provenance["stable"] = {**config.stable.model_dump(), "crc": zlib.crc32(mask.values.tobytes())}
+    out.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+    return out
+
+
+def stable_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:
+    """Stable ground on the velocity's grid, or None where the run names none."""
+    part = config.stable
+    if part.ice is None and part.rock is None:
+        return None
+    return masks.stable(grid, ice=part.ice, rock=part.rock, water=part.water, crs=part.crs, buffer=part.buffer)
+
+
+def ice_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:
+    """Ice on the velocity's grid: the outlines, or without them everything that is not rock."""
+    part = config.stable
+    if part.ice is not None:
+        return masks.ice(part.ice, grid, crs=part.crs)
+    return None if part.rock is None else ~masks.outlines(part.rock, grid, crs=part.crs)
+
+
+def _rules(given: dict[str, Any]) -> PairRules:
+    known = asdict(PairRules())
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ParameterError("pairs", rule=f"has the fields {', '.join(known)}", value=unknown)
+    return PairRules(**{k: _tuples(v) for k, v in given.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _area(aoi: Any, outlines: str | None) -> Any:
+    from .aoi import resolve_aoi
+
+    return resolve_aoi(aoi, outlines)

@@ -1,0 +1,153 @@
+"""What a run found, as tables and figures: the body of its report."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from . import flags, validate, view
+from .report import write_report
+
+if TYPE_CHECKING:
+    from .run import RunConfig
+
+FILTERS = ("local_median", "correlation", "speed_limit")
+"""Filters that a run file may name."""
+
+
+def tables(
+    raw: xr.Dataset, corrected: xr.Dataset, stable: xr.DataArray | None, ice: xr.DataArray | None
+) -> dict[str, pd.DataFrame]:
+    """Figures of a velocity cube.
+
+    Parameters
+    ----------
+    raw, corrected : xr.Dataset
+        The matches, and the same after correction and filters.
+    stable, ice : xr.DataArray (y, x) bool, optional
+
+    Returns
+    -------
+    dict of DataFrame
+        "Stable ground" before and after correction (with a mask), "Pairs" one row each, "Flags" share of each reason.
+    """
+    out: dict[str, pd.DataFrame] = {}
+    days = raw["date_dt"].values
+    metre = float(abs(raw["x"][1] - raw["x"][0])) / _step(raw)
+    pairs = pd.DataFrame(
+        {
+            "pair": raw["pair_id"].values,
+            "date 1": pd.DatetimeIndex(raw["acquisition_date_img1"].values).strftime("%Y-%m-%d"),
+            "date 2": pd.DatetimeIndex(raw["acquisition_date_img2"].values).strftime("%Y-%m-%d"),
+            "days": np.round(days, 1),
+            "sensor": [f"{m}{s}" for m, s in zip(raw["mission_img1"].values, raw["satellite_img1"].values, strict=True)],
+        }
+    )
+    valid = np.isfinite(corrected["vx"])
+    for name, mask in (("on ice", ice), ("on stable ground", stable)):
+        if mask is not None and bool(mask.any()):
+            pairs[f"valid {name}"] = (valid & mask).sum(("y", "x")).values / int(mask.sum())
+    if stable is not None:
+        before, after = (validate.static_ground(v, stable) for v in (raw, corrected))
+        for axis in ("x", "y"):
+            pairs[f"shift v{axis}"] = corrected[f"v{axis}_stable_shift"].values
+        scale = days / 365.0 / metre
+        rows = []
+        for name, t in (("before correction", before), ("after correction", after)):
+            row: dict[str, Any] = {"stable ground": name, "vectors": int(t["count"].sum())}
+            for c in ("vx_median", "vy_median"):
+                # Over several pairs the size of the shift counts, not its mean.
+                row[c] = float(t[c].iloc[0]) if len(t) == 1 else float(t[c].abs().median())
+            for c in ("vx_nmad", "vy_nmad"):
+                row[c] = float(t[c].median())
+                row[f"{c} px"] = float((t[c] * scale).median())
+            rows.append(row)
+        ground = pd.DataFrame(rows)
+        ground.attrs["units"] = dict.fromkeys(("vx_median", "vy_median", "vx_nmad", "vy_nmad"), "m/yr")
+        out["Stable ground"] = ground
+    pairs.attrs["units"] = {"days": "d", "shift vx": "m/yr", "shift vy": "m/yr"}
+    out["Pairs"] = pairs
+    share = dask.compute(*(((corrected["flag"] & np.uint16(bit)) != 0).mean().data for bit in flags.MEANINGS))
+    reasons = pd.DataFrame({"reason": list(flags.MEANINGS.values()), "share of cells": [float(v) for v in share]})
+    out["Flags"] = reasons[reasons["share of cells"] > 0].reset_index(drop=True)
+    return out
+
+
+def write(
+    output: Path, config: "RunConfig", raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None,
+    found: dict[str, pd.DataFrame],
+) -> Path:  # fmt: skip
+    """Draw the figures, save map and series as PNG beside the report, and write the report.
+
+    Returns
+    -------
+    Path
+        `report.html` in the run's folder.
+    """
+    outline = None
+    if config.stable.ice is not None:
+        outline = gpd.read_file(config.stable.ice)
+    where = config.points or {"fastest well-measured cell": fastest(corrected)}
+    shown = series if series is not None else corrected
+    figures = {
+        "Surface speed, median over time": view.speed_map(shown, outlines=outline, path=output / "map.png"),
+        "Why vectors are missing, most frequent reason": view.flag_map(corrected),
+        "Pairs in time": view.pair_network(raw),
+    }
+    if series is not None:
+        figures = {
+            "Speed through time": view.plot_series(series, where, pairs=corrected, path=output / "series.png"),
+            **figures,
+        }
+    if config.profile:
+        figure, values = view.speed_profile(corrected, config.profile, path=output / "profile.png")
+        figures["Speed along the profile"] = figure
+        step = max(1, len(values) // 12)
+        found["Profile"] = values.iloc[::step].reset_index(drop=True)
+    provenance = json.loads(raw.attrs["provenance"])
+    return write_report(
+        output / "report.html", title=config.title, summary=sentences(raw, corrected, series), tables=found,
+        figures=figures, provenance={**provenance, "run": config.model_dump()},
+    )  # fmt: skip
+
+
+def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None) -> list[str]:
+    """The findings, one sentence each."""
+    first, last = (pd.Timestamp(f(raw[f"acquisition_date_img{k}"].values)) for f, k in ((np.min, 1), (np.max, 2)))
+    scenes = set(raw["image_id1"].values) | set(raw["image_id2"].values)
+    cell = abs(float(raw["x"][1] - raw["x"][0]))
+    valid = float(np.isfinite(corrected["vx"]).mean())
+    out = [
+        f"{raw.sizes['mid_date']} pairs of {len(scenes)} scenes from {first:%Y-%m-%d} to {last:%Y-%m-%d}, "
+        f"{raw.sizes['y']} x {raw.sizes['x']} cells of {cell:.0f} m.",
+        f"{100 * valid:.1f} % of the vectors are valid after correction and filters; every other one has a reason.",
+    ]
+    if series is not None:
+        good = np.isfinite(series["v"])
+        out.append(
+            f"The series has {series.sizes['time']} windows; {100 * float(good.mean()):.1f} % of its values are valid, with a "
+            f"mean error of {float(series['vx_error'].where(good).mean()):.1f} m/yr per component."
+        )
+    return out
+
+
+def fastest(velocity: xr.Dataset) -> tuple[float, float]:
+    """A telling place for a series: the fastest cell among those measured at least as often as nine tenths of all."""
+    vx, vy = (velocity[n].median("mid_date").values for n in ("vx", "vy"))
+    count = np.isfinite(velocity["vx"]).sum("mid_date").values
+    often = count >= max(1, np.quantile(count, 0.9))
+    speed = np.where(often & np.isfinite(vx + vy), np.hypot(vx, vy), -1.0)
+    # A high quantile, not the maximum: the very fastest cell is the one that is wrong.
+    target = np.quantile(speed[speed >= 0], 0.98) if (speed >= 0).any() else 0.0
+    i, j = np.unravel_index(int(np.abs(speed - target).argmin()), speed.shape)
+    return float(velocity["x"][j]), float(velocity["y"][i])
+
+
+def _step(velocity: xr.Dataset) -> float:
+    """Grid step [px], from the provenance."""
+    return float(json.loads(velocity.attrs["provenance"])["kernel"].get("step", 1))
