@@ -1,6 +1,5 @@
 """Clusters: other versions are refused before the first task, and a store does not show where it was computed."""
 
-import hashlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from odc.geo.geobox import GeoBox
 import ogive as og
 from ogive import cluster, options, store
 from ogive.errors import ClusterError, ParameterError, StoreError
+from ogive.testing.stores import contents
 
 SMALL = GeoBox((120, 136), Affine(10, 0, 600000, 0, -10, 5100000), "EPSG:32632")
 QUIET = {"silence_logs": 50}
@@ -39,13 +39,6 @@ class FakeClient:
         assert function is version
         assert on_error == "return"
         return {"tcp://10.0.0.1:1": version(name), "tcp://10.0.0.2:2": self.packages.get(name, version(name))}
-
-
-def contents(path: Path) -> dict[str, str]:
-    """All files of a store by content, and its ledger without the times taken."""
-    out = {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in path.rglob("*") if p.is_file()}
-    assert len(out) > 10
-    return out | {row["block"]: str(row["crc"]) for row in store.ledger(path)}
 
 
 def test_a_local_cluster_starts_checked_and_stops_with_its_client() -> None:
@@ -105,7 +98,9 @@ def test_an_existing_scheduler_is_used(client) -> None:
 
 
 def test_a_scheduler_without_enough_workers_is_refused(client) -> None:
-    with pytest.raises(ClusterError, match="cluster: must have 9 workers within 1 s. Fix: look at the scheduler's log"):
+    with pytest.raises(
+        ClusterError, match=r"cluster: must have 9 workers within 1 s. Fix: look at the scheduler's log"
+    ):
         cluster.connect(client.scheduler.address, workers=9, timeout=1)
 
 
@@ -114,7 +109,9 @@ def test_an_address_where_nobody_answers_is_named() -> None:
         cluster.connect("tcp://127.0.0.1:1", timeout=1)
     with pytest.raises(ClusterError, match="scheduler nonsense://x: must answer"):
         cluster.connect("nonsense://x", timeout=1)
-    with pytest.raises(ParameterError, match=r"cluster: must be 'local', 'gateway' or a scheduler address \(found 'moon'"):
+    with pytest.raises(
+        ParameterError, match=r"cluster: must be 'local', 'gateway' or a scheduler address \(found 'moon'"
+    ):
         cluster.connect("moon")
 
 
@@ -152,7 +149,7 @@ def test_failed_blocks_are_tried_anew_by_the_same_line_on_the_same_cluster(clien
         return block
 
     velocity, path = marked(tmp_path, strict), tmp_path / "v.zarr"
-    with pytest.raises(StoreError, match="1 of 4 blocks failed .*OSError: no permit") as caught:
+    with pytest.raises(StoreError, match=r"1 of 4 blocks failed .*OSError: no permit") as caught:
         og.write(velocity, path, progress=False, client=client)
     assert og.status(path) == {"blocks": 4, "done": 3, "failed": 1}
     permit.touch()

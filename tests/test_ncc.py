@@ -16,6 +16,7 @@ from ogive import flags
 from ogive.kernels import NCC, _ncc_cupy, _ncc_numba, _ncc_reference
 from ogive.kernels.subpixel import quadric
 from ogive.testing.pairs import TruthPair, truth_pair
+from ogive.testing.textures import fractal_scene
 
 FIXTURES = Path("velocity", "autorift_jl_fixtures")
 
@@ -248,6 +249,20 @@ def test_error_under_changed_light_and_cloud() -> None:
     assert 0.8 < got.valid < 0.93
     assert got.gross < 0.03
     assert 0.01 < got.nmad < 0.038
+
+
+def test_unrelated_images_seldom_pass_and_never_with_large_chips() -> None:
+    y, x = np.arange(320)[:, None], np.arange(320)
+    images = [fractal_scene(320, seed=s)(y, x).astype(np.float32) for s in (1, 2)]
+    every = np.ones(images[0].shape, bool)
+    for chip, reach, passed in ((32, (0.3, 0.7), 0.25), (64, (0.0, 0.02), 0.01)):
+        kernel = NCC(chip=chip, search=8, step=8)
+        one, two = (kernel.prepare(im, every) for im in images)
+        found = kernel.match(one, two)
+        assert reach[0] <= np.mean(found["corr"] >= 0.2) <= reach[1]
+        assert np.isfinite(found["dy"]).mean() < passed
+        # What `min_correlation` would have to be, as its description says.
+        assert np.mean(found["corr"] >= 0.36) < 0.02
 
 
 def test_peak_locking_stays_below_the_limit_of_the_fast_mode() -> None:

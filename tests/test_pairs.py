@@ -53,7 +53,11 @@ FOUR = ("2021-07-01", "2021-07-11", "2021-07-16", "2022-07-06")
         ({"max_per_scene": 1, "days": (0, 999)}, {}, ["ad", "bc"]),
         ({"max_per_scene": 2}, {}, ["ab", "ac", "bc"]),
         # The sun 90 degrees high is in one direction, whatever the azimuth.
-        ({"max_sun_difference": 1}, {"sun_azimuth": [0, 90, 180, 0], "sun_elevation": [90.0, 90.0, 30.0, 90.0]}, ["ab"]),
+        (
+            {"max_sun_difference": 1},
+            {"sun_azimuth": [0, 90, 180, 0], "sun_elevation": [90.0, 90.0, 30.0, 90.0]},
+            ["ab"],
+        ),
     ],
 )  # fmt: skip
 def test_each_rule(rules, columns, expected) -> None:
@@ -76,8 +80,9 @@ def test_the_table_of_pairs_is_exact() -> None:
     pairs = og.make_pairs(scenes.assign(sensor="sentinel-2"), og.PairRules(days=(5, 30)))
     assert pairs.drop(columns=["sun_difference"]).to_dict("records") == [
         {
-            "pair_id": 0, "i1": 0, "i2": 1, "t1": pd.Timestamp("2021-07-01T10:30"), "t2": pd.Timestamp("2021-07-11T22:30"),
-            "date_dt": 10.5, "same_orbit": True, "id1": "a", "id2": "b", "sensor": "sentinel-2",
+            "pair_id": 0, "i1": 0, "i2": 1,
+            "t1": pd.Timestamp("2021-07-01T10:30"), "t2": pd.Timestamp("2021-07-11T22:30"), "date_dt": 10.5,
+            "same_orbit": True, "id1": "a", "id2": "b", "sensor": "sentinel-2",
         }
     ]  # fmt: skip
     assert pairs["sun_difference"][0] == pytest.approx(3, abs=1e-6)

@@ -1,7 +1,7 @@
 """Reading pixels: the one seam between ogive and files.
 
 A `Reader` turns an asset and a window (a GeoBox) into a float32 array, NaN where there is no data. `OdcReader` (the
-default) and `StackstacReader` give identical pixels on congruent grids; `ogive.testing.readers.FakeReader` needs no file.
+default) and `StackstacReader` give identical pixels on congruent grids; `ogive.testing.readers.FakeReader` needs none.
 `read` wraps any of them: it signs the URL at read time (a token never reaches a graph, a store or a log), tries again
 with growing pauses, and turns every failure into a `ReadError` that names scene, URL, window and cause. An I/O error
 never becomes nodata.
@@ -91,10 +91,10 @@ class StackstacReader:
             return _warp_untagged(asset, window, resampling)
         item = _item(asset).to_dict(include_self_link=False, transform_hrefs=False)
         # stackstac 0.5.1 knows proj:epsg only; pystac has rewritten it to proj:code.
-        item["properties"]["proj:epsg"] = window.crs.epsg
-        item["assets"]["data"]["proj:epsg"] = asset.geobox.crs.epsg
+        item["properties"]["proj:epsg"] = _epsg(window)
+        item["assets"]["data"]["proj:epsg"] = _epsg(asset.geobox)
         stack = stackstac.stack(
-            [item], assets=["data"], epsg=window.crs.epsg, resolution=abs(window.resolution.x),
+            [item], assets=["data"], epsg=_epsg(window), resolution=abs(window.resolution.x),
             bounds=tuple(window.boundingbox), snap_bounds=False, xy_coords="center", rescale=False, dtype="float32",
             fill_value=np.float32("nan"), resampling=Resampling[resampling], errors_as_nodata=(),
             properties=False, band_coords=False,
@@ -120,7 +120,8 @@ def relation(grid: GeoBox, scene: GeoBox, tolerance: float = 1e-3) -> str:
     --------
     >>> from affine import Affine
     >>> grid = GeoBox((100, 100), Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32632")
-    >>> relation(grid[10:50, 20:60], grid), relation(grid.pad(3), GeoBox((9, 9), grid.affine * Affine.scale(1.5), grid.crs))
+    >>> coarser = GeoBox((9, 9), grid.affine * Affine.scale(1.5), grid.crs)
+    >>> relation(grid[10:50, 20:60], grid), relation(coarser, grid)
     ('congruent', 'resample')
     """
     if scene.crs != grid.crs:
@@ -203,18 +204,23 @@ def _redact(record: logging.LogRecord) -> bool:
     return True
 
 
-for _name in ("odc.loader._rio", "stackstac.timer", *(f"rasterio.{k}" for k in ("_base", "_env", "_err", "_io", "_warp"))):
+_LOADERS = ("odc.loader._rio", "stackstac.timer", *(f"rasterio.{k}" for k in ("_base", "_env", "_err", "_io", "_warp")))
+for _name in _LOADERS:
     logging.getLogger(_name).addFilter(_redact)
 
 
 def _touch(scene: GeoBox, window: GeoBox) -> bool:
     """Whether a scene reaches into a window; if not there is nothing to open."""
-    return bool(scene.extent.to_crs(window.crs).intersects(window.pad(2).extent))
+    return bool(scene.extent.to_crs(str(window.crs)).intersects(window.pad(2).extent))
 
 
 def _text(window: GeoBox) -> str:
-    box = window.boundingbox
-    return f"{window.shape[0]} x {window.shape[1]} px at x {box.left:.0f}-{box.right:.0f}, y {box.bottom:.0f}-{box.top:.0f}"
+    (height, width), box = window.shape, window.boundingbox
+    return f"{height} x {width} px at x {box.left:.0f}-{box.right:.0f}, y {box.bottom:.0f}-{box.top:.0f}"
+
+
+def _epsg(geobox: GeoBox) -> int | None:
+    return None if geobox.crs is None else geobox.crs.epsg
 
 
 def _item(asset: Asset) -> pystac.Item:
@@ -225,7 +231,7 @@ def _item(asset: Asset) -> pystac.Item:
         datetime=_EPOCH, stac_extensions=["https://stac-extensions.github.io/projection/v2.0.0/schema.json"],
     )  # fmt: skip
     fields: dict[str, Any] = {
-        "proj:code": f"EPSG:{asset.geobox.crs.epsg}",
+        "proj:code": f"EPSG:{_epsg(asset.geobox)}",
         "proj:shape": list(asset.geobox.shape),
         "proj:transform": list(asset.geobox.affine)[:6],
     }

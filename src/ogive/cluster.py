@@ -41,12 +41,13 @@ def connect(
     ClusterError
         The scheduler does not answer, no worker came in time, or a worker lacks a package or has another version of it.
     """
-    import distributed
+    from distributed import Client
 
+    client: Any
     if where == "local":
         # Started by the client itself, so that closing the client stops the workers too; a free port for the dashboard.
         options = {"dashboard_address": "127.0.0.1:0", **options}
-        client = distributed.Client(n_workers=workers, threads_per_worker=threads, **options)
+        client = Client(n_workers=workers, threads_per_worker=threads, **options)  # type: ignore[no-untyped-call]
     elif where == "gateway":
         from dask_gateway import Gateway
 
@@ -55,11 +56,11 @@ def connect(
         client = cluster.get_client()
     elif "://" in where:
         try:
-            client = distributed.Client(where, timeout=timeout)
+            client = Client(where, timeout=timeout)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:  # ValueError: a protocol that nobody speaks
             raise ClusterError(
-                f"scheduler {where}", rule=f"must answer within {timeout:.0f} s", value=f"{type(error).__name__}: {error}",
-                fix="start the scheduler, or check its address",
+                f"scheduler {where}", rule=f"must answer within {timeout:.0f} s",
+                value=f"{type(error).__name__}: {error}", fix="start the scheduler, or check its address",
             ) from error  # fmt: skip
     else:
         raise ParameterError("cluster", rule="must be 'local', 'gateway' or a scheduler address", value=repr(where))

@@ -46,7 +46,7 @@ class Scene:
     decoder: str
 
 
-class SceneStack(BackendArray):  # type: ignore[misc]
+class SceneStack(BackendArray):
     """A (time, y, x) array that reads exactly the window it is asked for.
 
     Parameters
@@ -68,23 +68,19 @@ class SceneStack(BackendArray):  # type: ignore[misc]
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Read what xarray's indexer asks for."""
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._get)
 
-    def _get(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
-        times, rows, columns = (
-            range(n)[k] if isinstance(k, slice) else k for k, n in zip(key, self.shape, strict=True)
-        )
-        y, x = (r if isinstance(r, range) else range(r, r + 1) for r in (rows, columns))
-        index = times if isinstance(times, range) else range(times, times + 1)
-        out = np.empty((len(index), len(y), len(x)), self.dtype)
+    def _get(self, key: tuple[int | slice | NDArray[np.int64], ...]) -> NDArray[Any]:
+        # Outer indexing: a list of times reads these scenes only; a whole number drops its axis.
+        axes = [np.arange(n)[k] for k, n in zip(key, self.shape, strict=True)]
+        times, rows, columns = (np.atleast_1d(axis) for axis in axes)
+        out = np.empty((times.size, rows.size, columns.size), self.dtype)
         if out.size:
-            (y0, y1), (x0, x1) = ((min(r), max(r) + 1) for r in (y, x))
-            window = self.geobox[y0:y1, x0:x1]
-            for k, i in enumerate(index):
-                full = self._window(self.scenes[i], window)
-                out[k] = full[np.ix_([j - y0 for j in y], [j - x0 for j in x])]
-        squeeze = tuple(n for n, k in enumerate(key) if not isinstance(k, slice))
-        return out.squeeze(squeeze) if squeeze else out
+            y, x = rows.min(), columns.min()
+            window = self.geobox[y : rows.max() + 1, x : columns.max() + 1]
+            for k, i in enumerate(times):
+                out[k] = self._window(self.scenes[i], window)[np.ix_(rows - y, columns - x)]
+        return out.reshape(tuple(n for axis in axes for n in axis.shape))
 
     def _window(self, scene: Scene, window: GeoBox) -> NDArray[Any]:
         if self.kind == "mask":
@@ -152,6 +148,8 @@ def open_cube(
     scenes = tuple(_scene(item, band) for item in ordered)
     geobox = grid if grid is not None else _grid(scenes, aoi, buffer, resolution)
     related = [relation(geobox, s.image.geobox) for s in scenes]
+    for mask in {s.mask.geobox for s in scenes if s.mask}:
+        relation(geobox, mask)  # refused here, not in the middle of a run
     _check_overlap(geobox, scenes)
     reader = READERS[loader]() if isinstance(loader, str) and loader in READERS else loader
     if isinstance(reader, str):
@@ -209,7 +207,7 @@ def _time(item: pystac.Item) -> np.datetime64:
     if stamp is None:
         raise ItemError(f"item {item.id}", rule="needs a datetime", fix="leave the item out")
     utc = pd.Timestamp(stamp)
-    return np.datetime64((utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).to_datetime64(), "ns")
+    return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
 
 
 def _scene(item: pystac.Item, band: str | Mapping[str, str] | None) -> Scene:
@@ -295,7 +293,7 @@ def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float 
 def _check_overlap(grid: GeoBox, scenes: tuple[Scene, ...]) -> None:
     """Refuse a grid that no scene touches: all-NaN cubes are the quietest of failures."""
     ours = grid.extent
-    touching = [s for s in scenes if ours.intersects(s.image.geobox.extent.to_crs(grid.crs))]
+    touching = [s for s in scenes if ours.intersects(s.image.geobox.extent.to_crs(str(grid.crs)))]
     if not touching:
         box = [round(v) for v in scenes[0].image.geobox.boundingbox]
         raise GridError(

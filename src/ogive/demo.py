@@ -14,6 +14,7 @@ import xarray as xr
 import yaml
 
 from . import grid as grids, run as runs, store, validate, view
+from .invert import invert
 from .testing.plan import WorldSpec
 from .testing.scenes import World, make_world
 
@@ -74,9 +75,9 @@ def run_file(world: World) -> str:
         "cube": {"buffer": 1000},
         "pairs": {"days": [10, 60]},
         # 500 m/yr over 60 days are 82 m, that is 8 px of 10 m.
-        "kernel": {"name": "ncc", "chip": 32, "search": 12, "step": 8},
+        "kernel": {"name": "ncc", "chip": 24, "search": 12, "step": 8},
         "stable": {"ice": str(world.outlines), "rock": str(folder / "rock.geojson")},
-        "filters": {"local_median": {}, "correlation": {"minimum": 0.5}},
+        "filters": {"local_median": {}, "correlation": {"minimum": 0.6}},
         "invert": {"every": "30D"},
         "points": {"centre line": [round(x, 1), round(y, 1)]},
     }
@@ -114,38 +115,47 @@ def pair_scores(world: World, velocity: xr.Dataset) -> pd.DataFrame:
 
 
 def series_scores(world: World, series: xr.Dataset, velocity: xr.Dataset) -> pd.DataFrame:
-    """The series against the exact mean velocity of its windows, beside the best single pair, in meter/year."""
-    geobox = grids.geobox_of(series)
-    ice = world.glacier.ice(geobox)
-    y, x = series["y"].values[:, None], series["x"].values[None, :]
-    bounds = series["time_bnds"].values
-    truth = [world.glacier.window_velocity(b[0], b[1], y, x) for b in bounds]
-    true_vy, true_vx = (np.stack([t[k] for t in truth]) for k in (0, 1))
+    """The series against the exact mean velocity of its windows, in meter/year; and against the best single pair.
+
+    The best pair is chosen knowing the truth, among those that see at least half of the ice (or rock). A mean over its
+    60 days is easier than one over 30, so the inversion is also asked for exactly its days, on exactly its cells.
+    """
+    ice = world.glacier.ice(grids.geobox_of(series))
     rows = []
     for name, where in (("ice", ice), ("rock", ~ice)):
-        found = {n: series[n].values for n in ("vx", "vy", "vx_error", "vy_error")}
-        score = validate.against_truth(
-            found["vx"], found["vy"], true_vx, true_vy, error_vx=found["vx_error"], error_vy=found["vy_error"], where=where
-        )
-        rows.append({"ground": name, "result": "series, 30-day windows", **_score(score)})
-        rows.append({"ground": name, "result": "best single pair", **_score(_best_pair(world, velocity, where))})
+        rows.append({"ground": name, "result": "series, 30-day windows", **_score(_against_windows(world, series, where))})
+        k, score = _best_pair(world, velocity, where)
+        days = [velocity[f"acquisition_date_img{n}"].values[k] for n in (1, 2)]
+        seen = np.isfinite(velocity["vx"].isel(mid_date=k).values) & where
+        same = invert(velocity, every=days).compute()
+        rows.append({"ground": name, "result": "best single pair", **_score(score)})
+        rows.append({"ground": name, "result": "series, its days and cells", **_score(_against_windows(world, same, seen))})
     table = pd.DataFrame(rows)
     table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE per component", "NMAD"), "m/yr")
     return table
 
 
-def _best_pair(world: World, velocity: xr.Dataset, where: Any) -> dict[str, float]:
-    """The pair with the least RMSE against its own mean velocity."""
+def _against_windows(world: World, series: xr.Dataset, where: Any) -> dict[str, float]:
+    y, x = series["y"].values[:, None], series["x"].values[None, :]
+    truth = [world.glacier.window_velocity(b[0], b[1], y, x) for b in series["time_bnds"].values]
+    true_vy, true_vx = (np.stack([t[k] for t in truth]) for k in (0, 1))
+    errors = {f"error_v{a}": series[f"v{a}_error"].values for a in "xy"}
+    return validate.against_truth(series["vx"].values, series["vy"].values, true_vx, true_vy, where=where, **errors)
+
+
+def _best_pair(world: World, velocity: xr.Dataset, where: Any) -> tuple[int, dict[str, float]]:
+    """Position and score of the pair with the least RMSE against its own mean velocity."""
     y, x = velocity["y"].values[:, None], velocity["x"].values[None, :]
-    best: dict[str, float] = {}
+    scores = []
     for k in range(velocity.sizes["mid_date"]):
         one = velocity.isel(mid_date=k).compute()
         vy, vx = world.glacier.mean_velocity(one["acquisition_date_img1"].values, one["acquisition_date_img2"].values, y, x)
         errors = {f"error_v{a}": np.full(where.shape, float(one[f"v{a}_error"])) for a in "xy"}
-        score = validate.against_truth(one["vx"].values, one["vy"].values, vx, vy, where=where, **errors)
-        if score["count"] > 0.2 * where.sum() and (not best or score["rmse"] < best["rmse"]):
-            best = score
-    return best
+        scores.append(validate.against_truth(one["vx"].values, one["vy"].values, vx, vy, where=where, **errors))
+    widest = max(s["valid"] for s in scores)
+    eligible = [k for k, s in enumerate(scores) if s["valid"] >= min(0.5, widest)]
+    best = min(eligible, key=lambda k: scores[k]["rmse"])
+    return best, scores[best]
 
 
 def _score(score: dict[str, float]) -> dict[str, float]:

@@ -105,7 +105,8 @@ def make_pairs(
 
     Examples
     --------
-    >>> table = pd.DataFrame({"id": list("abc"), "datetime": pd.to_datetime(["2021-07-01", "2021-07-11", "2022-07-06"])})
+    >>> dates = pd.to_datetime(["2021-07-01", "2021-07-11", "2022-07-06"])
+    >>> table = pd.DataFrame({"id": list("abc"), "datetime": dates})
     >>> make_pairs(table, days=(330, 400), same_orbit=False)[["id1", "id2", "date_dt"]].values.tolist()
     [['a', 'c', 370.0], ['b', 'c', 360.0]]
     """

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import xarray as xr
 import zarr
@@ -121,7 +121,7 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
             str(path), rule="is not finished", value=f"{count['done']} of {count['blocks']} blocks done, "
             f"{count['failed']} failed", fix="run the same write again, or open it with partial=True",
         )  # fmt: skip
-    ds = xr.open_zarr(path, consolidated=False, decode_timedelta=False, mask_and_scale=True, chunks=None)
+    ds: xr.Dataset = xr.open_zarr(path, consolidated=False, decode_timedelta=False, mask_and_scale=True, chunks=None)
     plan = read_plan(path)
     ds = ds.chunk({dim: tuple(sizes) for dim, sizes in zip(plan["dims"], plan["chunks"], strict=True)})
     coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds")]
@@ -277,12 +277,12 @@ def _run(
 ) -> Iterator[dict[str, Any]]:
     """Hand out tasks to a cluster or to threads, a few more than can run at once, and yield their rows."""
     if client is not None:
-        from distributed import as_completed
+        import distributed
 
         ahead = 2 * max(1, sum(client.nthreads().values()))
         # A name of its own for each run: the scheduler would answer a known one with the row of the run before.
         run = uuid.uuid4().hex
-        completed = as_completed()
+        completed: Any = distributed.as_completed()  # type: ignore[no-untyped-call]
         running = 0
         for key, blob, where in tasks:
             completed.add(
@@ -377,7 +377,8 @@ def _template(ds: xr.Dataset, path: Path, *, compute: bool = False) -> None:
     for variable in plain.variables.values():
         variable.encoding = {}
     encoding = {str(name): _encoding(str(name), variable) for name, variable in plain.variables.items()}
-    plain.to_zarr(path, mode="w-", compute=compute, encoding=encoding, consolidated=False, write_empty_chunks=True)
+    how: dict[str, Any] = {"compute": compute, "consolidated": False, "write_empty_chunks": True}
+    plain.to_zarr(path, mode="w-", encoding=encoding, **how)
 
 
 def _encoding(name: str, variable: xr.Variable) -> dict[str, Any]:

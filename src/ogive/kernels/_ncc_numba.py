@@ -23,47 +23,67 @@ CLEAN, MASKED, EMPTY = 0, 1, 2
 
 
 @njit(**JIT)
+def add_squares(s, q, row):  # type: ignore[no-untyped-def]
+    """s += row, q += row squared."""
+    for x in range(U(row.size)):
+        value = float(row[x])
+        s[x] += value
+        q[x] += value * value
+
+
+@njit(**JIT)
+def add_both(s, q, more_s, more_q):  # type: ignore[no-untyped-def]
+    """s += more_s, q += more_q."""
+    for x in range(U(s.size)):
+        s[x] += more_s[x]
+        q[x] += more_q[x]
+
+
+@njit(**JIT)
+def normalise(s, q, n, mean, inverse):  # type: ignore[no-untyped-def]
+    """Sums over n pixels to what `tables` returns."""
+    root = 1.0 / np.sqrt(n)
+    for x in range(U(mean.size)):
+        variance = q[x] - s[x] * s[x] / n
+        scale = 1.0 / np.sqrt(variance)
+        mean[x] = s[x] * root
+        # A variance at the level of rounding is none.
+        inverse[x] = scale if variance > 1e-12 * q[x] else 0.0
+
+
+@njit(**JIT)
 def tables(image, chip, block, blocks):  # type: ignore[no-untyped-def]
-    """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat."""
+    """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat.
+
+    `image` is (h, w) float32, contiguous; the sums are float64. Rows of a block first, then rows of blocks, the same
+    along the rows: block + blocks additions for a chip of block * blocks, in a fixed order.
+    """
     h, w = image.shape
     height, width = h - chip + 1, w - chip + 1
-    n = float(chip * chip)
-    t = np.empty((height, width), np.float32)
-    q = np.empty((height, width), np.float32)
-    # Rows of blocks first, then blocks: block + blocks additions for a chip of block * blocks, in a fixed order.
-    short_s, short_q = np.zeros((h, w)), np.zeros((h, w))
+    mean = np.empty((height, width), np.float32)
+    inverse = np.empty((height, width), np.float32)
+    ring = np.empty((2, chip, w))  # block sums of the last `chip` rows
+    rows, part, total = np.empty((2, w)), np.empty((2, w - block + 1)), np.empty((2, width))
     for y in range(h - block + 1):
+        slot = y % chip
+        ring[:, slot] = 0.0
         for k in range(block):
-            for x in range(U(w)):
-                value = float(image[y + k, x])
-                short_s[y, x] += value
-                short_q[y, x] += value * value
-    row_s, row_q = np.empty(w), np.empty(w)
-    part_s, part_q = np.empty(w), np.empty(w)
-    for y in range(height):
-        row_s[:] = 0.0
-        row_q[:] = 0.0
+            add_squares(ring[0, slot], ring[1, slot], image[y + k])
+        first = y - chip + block
+        if first < 0:
+            continue
+        rows[:] = 0.0
+        part[:] = 0.0
+        total[:] = 0.0
         for k in range(blocks):
-            for x in range(U(w)):
-                row_s[x] += short_s[y + k * block, x]
-                row_q[x] += short_q[y + k * block, x]
-        part_s[:] = 0.0
-        part_q[:] = 0.0
+            slot = (first + k * block) % chip
+            add_both(rows[0], rows[1], ring[0, slot], ring[1, slot])
         for k in range(block):
-            for x in range(U(w - block + 1)):
-                part_s[x] += row_s[x + U(k)]
-                part_q[x] += row_q[x + U(k)]
-        for x in range(U(width)):
-            total = 0.0
-            square = 0.0
-            for k in range(U(blocks)):
-                total += part_s[x + k * U(block)]
-                square += part_q[x + k * U(block)]
-            variance = square - total * total / n
-            t[y, x] = total / np.sqrt(n)
-            # A variance at the level of rounding is none.
-            q[y, x] = 1.0 / np.sqrt(variance) if variance > 1e-12 * square else 0.0
-    return t, q
+            add_both(part[0], part[1], rows[0, k:], rows[1, k:])
+        for k in range(0, chip, block):
+            add_both(total[0], total[1], part[0, k:], part[1, k:])
+        normalise(total[0], total[1], float(chip * chip), mean[first], inverse[first])
+    return mean, inverse
 
 
 @njit(**PRODUCTS)
