@@ -16,7 +16,8 @@ NO_DATA = 2
 FLAT = 4
 """The chip has no texture."""
 RIM = 8
-"""The correlation peak lies on the rim of the search window: the true motion may be larger."""
+"""The correlation peak lies on the rim of the search window, or beside displacements that the masks forbid: the true
+motion may lie beyond."""
 LOW_CORRELATION = 16
 AMBIGUOUS = 32
 """The second peak is almost as high as the first."""
