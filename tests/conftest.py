@@ -18,7 +18,12 @@ import ogive as og
 from ogive.testing.readers import FakeReader
 
 # The same examples in every run: a failure that comes and goes is no failure one can mend.
-settings.register_profile("ogive", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile(
+    "ogive",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 settings.load_profile("ogive")
 
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data"))

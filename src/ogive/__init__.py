@@ -1,6 +1,6 @@
 """ogive: glacier velocity cubes and time series from satellite scene archives.
 
-    search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct / filter -> invert -> write -> view
+search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct / filter -> invert -> write -> view
 """
 
 from importlib.metadata import PackageNotFoundError

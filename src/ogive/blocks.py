@@ -87,7 +87,9 @@ class Blocks:
         return first * self.step - self.halo, last * self.step + self.halo
 
 
-def plan(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, tile: int | None = None, batch: int | None = None) -> Blocks:
+def plan(
+    cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, tile: int | None = None, batch: int | None = None
+) -> Blocks:
     """Cut the output into blocks.
 
     Raises
@@ -100,7 +102,8 @@ def plan(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, tile: int | None
     least = max(kernel.chip, kernel.step)
     if min(height, width) < least:
         raise ParameterError(
-            "chip", rule=f"must fit into the image of {height} x {width} px", value=f"chip={kernel.chip}, step={kernel.step}",
+            "chip", rule=f"must fit into the image of {height} x {width} px",
+            value=f"chip={kernel.chip}, step={kernel.step}",
             fix=f"use a chip of at most {min(height, width)} px, or a larger area",
         )  # fmt: skip
     if tile is None:
@@ -152,7 +155,8 @@ def map_overlapping(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, block
 def pick(base: da.Array, name: str, dtype: Any) -> da.Array:
     """One array out of blocks that hold dictionaries of arrays."""
     meta = np.empty((0,) * base.ndim, dtype)
-    return base.map_blocks(_get, name, dtype=dtype, meta=meta, name=None)
+    picked: da.Array = da.map_blocks(_get, base, name, dtype=dtype, meta=meta)
+    return picked
 
 
 def _get(block: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
@@ -165,7 +169,9 @@ class _Windows:
     def __init__(self, image: xr.Variable, mask: xr.Variable) -> None:
         self.image, self.mask = image, mask
 
-    def __call__(self, scene: int, y: tuple[int, int], x: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def __call__(
+        self, scene: int, y: tuple[int, int], x: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         (y0, y1), (x0, x1) = y, x
         height, width = self.image.shape[1:]
         inside = np.s_[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
@@ -193,7 +199,8 @@ def _overlapped(array: da.Array, blocks: Blocks, outside: float) -> da.Array:
     pad = [(0, 0)] + [(blocks.halo, blocks.halo) if single[axis] else (0, 0) for axis in (1, 2)]
     array = da.pad(array, pad, constant_values=outside).rechunk({a: -1 for a in (1, 2) if single[a]})
     depth = {axis: 0 if single.get(axis, True) else n for axis, n in depth.items()}
-    return overlap(array, depth=depth, boundary={0: "none", 1: outside, 2: outside}, allow_rechunk=False)
+    whole: da.Array = overlap(array, depth=depth, boundary={0: "none", 1: outside, 2: outside}, allow_rechunk=False)
+    return whole
 
 
 def _block(

@@ -143,7 +143,9 @@ def status(path: StorePath, as_json: Json = False) -> None:
 @app.command()
 def verify(
     path: StorePath,
-    repair: Annotated[bool, typer.Option("--repair", help="Mark bad blocks as not done; the same run computes them.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark bad blocks as not done; the same run computes them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read every block back and compare it with its checksum; exit code 1 if anything is wrong."""
@@ -218,7 +220,13 @@ def _finish(result: Any, as_json: bool, names: tuple[str, ...]) -> None:
     for name in names:
         if name in result.tables:
             _show(name, result.tables[name], False)
-    console.print(f"matches   {result.matches}", f"velocity  {result.velocity}", f"series    {result.series}", sep="\n", markup=False)
+    console.print(
+        f"matches   {result.matches}",
+        f"velocity  {result.velocity}",
+        f"series    {result.series}",
+        sep="\n",
+        markup=False,
+    )
     for picture in ("map.png", "series.png", "profile.png"):
         if (result.report.parent / picture).exists():
             console.print(f"figure    {result.report.parent / picture}", markup=False)
@@ -235,7 +243,9 @@ def _show(title: str, frame: pd.DataFrame, as_json: bool) -> None:
     table = Table(title=title, title_justify="left")
     for column in frame.columns:
         number = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(f"{column} [{units[column]}]" if column in units else str(column), justify="right" if number else "left")
+        table.add_column(
+            f"{column} [{units[column]}]" if column in units else str(column), justify="right" if number else "left"
+        )
     for row in frame.itertuples(index=False):
         table.add_row(*(format_value(value) for value in row))
     console.print(table)
@@ -243,7 +253,11 @@ def _show(title: str, frame: pd.DataFrame, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
     logging.getLogger("ogive").setLevel(logging.INFO)
     try:
         app()

@@ -241,7 +241,7 @@ def _reduce(
     if any(a.chunks is not None for a in arrays):
         data = [a.chunk({"mid_date": PAIRS_AT_ONCE, "stable": -1}).data for a in arrays]
         rows = days.chunk({"mid_date": PAIRS_AT_ONCE}).data
-        table = da.blockwise(  # type: ignore[no-untyped-call]
+        table = da.blockwise(
             stable_statistics, "mk", *(o for d in data for o in (d, "mn")), rows, "m",
             area=area, floor=floor, concatenate=True, new_axes={"k": 7}, dtype=float, meta=np.empty((0, 0)),
         ).compute()  # fmt: skip

@@ -13,7 +13,9 @@ import pandas as pd
 import xarray as xr
 import yaml
 
-from . import grid as grids, run as runs, store, validate, view
+from . import grid as grids
+from . import run as runs
+from . import store, validate, view
 from .invert import invert
 from .testing.plan import WorldSpec
 from .testing.scenes import World, make_world
@@ -24,7 +26,9 @@ SPEC = WorldSpec(n_sentinel2=26, n_landsat=10, start="2021-09-01", end="2022-12-
 """Fifteen months with the change of the Sentinel-2 offset in the middle; about 50 pairs of 10 to 60 days."""
 
 
-def demo(folder: str | Path, *, spec: WorldSpec = SPEC, seed: int = 0, client: Any = None, progress: bool = True) -> runs.RunResult:
+def demo(
+    folder: str | Path, *, spec: WorldSpec = SPEC, seed: int = 0, client: Any = None, progress: bool = True
+) -> runs.RunResult:
     """Render, run, score, report.
 
     Parameters
@@ -71,7 +75,12 @@ def run_file(world: World) -> str:
     content = {
         "title": "ogive demo: a synthetic glacier with known motion",
         "output": "result",
-        "search": {"source": str(world.catalog), "aoi": "RGI60-00.00001", "outlines": str(world.outlines), "max_cloud": 60},
+        "search": {
+            "source": str(world.catalog),
+            "aoi": "RGI60-00.00001",
+            "outlines": str(world.outlines),
+            "max_cloud": 60,
+        },
         "cube": {"buffer": 1000},
         "pairs": {"days": [10, 60]},
         # 500 m/yr over 60 days are 82 m, that is 8 px of 10 m.
@@ -123,13 +132,17 @@ def series_scores(world: World, series: xr.Dataset, velocity: xr.Dataset) -> pd.
     ice = world.glacier.ice(grids.geobox_of(series))
     rows = []
     for name, where in (("ice", ice), ("rock", ~ice)):
-        rows.append({"ground": name, "result": "series, 30-day windows", **_score(_against_windows(world, series, where))})
+        rows.append(
+            {"ground": name, "result": "series, 30-day windows", **_score(_against_windows(world, series, where))}
+        )
         k, score = _best_pair(world, velocity, where)
         days = [velocity[f"acquisition_date_img{n}"].values[k] for n in (1, 2)]
         seen = np.isfinite(velocity["vx"].isel(mid_date=k).values) & where
         same = invert(velocity, every=days).compute()
         rows.append({"ground": name, "result": "best single pair", **_score(score)})
-        rows.append({"ground": name, "result": "series, its days and cells", **_score(_against_windows(world, same, seen))})
+        rows.append(
+            {"ground": name, "result": "series, its days and cells", **_score(_against_windows(world, same, seen))}
+        )
     table = pd.DataFrame(rows)
     table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE per component", "NMAD"), "m/yr")
     return table
@@ -139,7 +152,7 @@ def _against_windows(world: World, series: xr.Dataset, where: Any) -> dict[str, 
     y, x = series["y"].values[:, None], series["x"].values[None, :]
     truth = [world.glacier.window_velocity(b[0], b[1], y, x) for b in series["time_bnds"].values]
     true_vy, true_vx = (np.stack([t[k] for t in truth]) for k in (0, 1))
-    errors = {f"error_v{a}": series[f"v{a}_error"].values for a in "xy"}
+    errors: dict[str, Any] = {f"error_v{a}": series[f"v{a}_error"].values for a in "xy"}
     return validate.against_truth(series["vx"].values, series["vy"].values, true_vx, true_vy, where=where, **errors)
 
 
@@ -149,8 +162,10 @@ def _best_pair(world: World, velocity: xr.Dataset, where: Any) -> tuple[int, dic
     scores = []
     for k in range(velocity.sizes["mid_date"]):
         one = velocity.isel(mid_date=k).compute()
-        vy, vx = world.glacier.mean_velocity(one["acquisition_date_img1"].values, one["acquisition_date_img2"].values, y, x)
-        errors = {f"error_v{a}": np.full(where.shape, float(one[f"v{a}_error"])) for a in "xy"}
+        vy, vx = world.glacier.mean_velocity(
+            one["acquisition_date_img1"].values, one["acquisition_date_img2"].values, y, x
+        )
+        errors: dict[str, Any] = {f"error_v{a}": np.full(where.shape, float(one[f"v{a}_error"])) for a in "xy"}
         scores.append(validate.against_truth(one["vx"].values, one["vy"].values, vx, vy, where=where, **errors))
     widest = max(s["valid"] for s in scores)
     eligible = [k for k, s in enumerate(scores) if s["valid"] >= min(0.5, widest)]

@@ -98,7 +98,7 @@ def local_median(
     reach = window // 2 * max_stride
     chunks = dx.chunks or dy.chunks
     data = [a.chunk(dict(zip(("mid_date", "y", "x"), cast(Any, chunks), strict=True))).data for a in (dx, dy, stride)]
-    bits = da.map_overlap(  # type: ignore[no-untyped-call]
+    bits = da.map_overlap(
         neighbour_test, *data, depth={0: 0, 1: reach, 2: reach}, boundary="none", dtype=np.uint16,
         meta=np.empty((0, 0, 0), np.uint16), **options,
     )  # fmt: skip

@@ -106,7 +106,10 @@ def geobox_of(obj: xr.Dataset | xr.DataArray) -> GeoBox:
         # Keep the exact figure of the file: a spacing recovered by subtraction carries rounding noise.
         steps[name] = given if np.isclose(step, given, rtol=1e-9) else step
     left, top = float(obj["x"][0]) - steps["x"] / 2, float(obj["y"][0]) - steps["y"] / 2
-    left, top = (c if np.isclose(left, c, rtol=0, atol=1e-6) else left), (f if np.isclose(top, f, rtol=0, atol=1e-6) else top)
+    left, top = (
+        (c if np.isclose(left, c, rtol=0, atol=1e-6) else left),
+        (f if np.isclose(top, f, rtol=0, atol=1e-6) else top),
+    )
     epsg = variable.attrs.get("spatial_epsg")
     crs = f"EPSG:{int(epsg)}" if epsg else wkt
     return GeoBox((obj.sizes["y"], obj.sizes["x"]), Affine(steps["x"], 0, left, 0, steps["y"], top), crs)

@@ -41,8 +41,12 @@ class _Section(BaseModel):
 class SearchSection(_Section):
     """Which scenes."""
 
-    source: str = Field("earth-search", description="name in catalogs/stac.yaml, STAC API URL, catalogue, items.json or parquet")
-    aoi: Any = Field(None, description="RGI id, [west, south, east, north], GeoJSON or a vector file; empty: everything")
+    source: str = Field(
+        "earth-search", description="name in catalogs/stac.yaml, STAC API URL, catalogue, items.json or parquet"
+    )
+    aoi: Any = Field(
+        None, description="RGI id, [west, south, east, north], GeoJSON or a vector file; empty: everything"
+    )
     datetime: str | None = Field(None, description="2021-06/2022-10")
     sensor: str | None = Field(None, description="sentinel-2 or landsat; empty: both")
     max_cloud: float | None = Field(None, description="most cloud of a scene [percent]")
@@ -85,11 +89,15 @@ class RunConfig(_Section):
     search: SearchSection = SearchSection()
     cube: CubeSection = CubeSection()
     pairs: dict[str, Any] = Field(default_factory=dict, description="see ogive.PairRules")
-    kernel: dict[str, Any] = Field(default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC")
+    kernel: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC"
+    )
     stable: StableSection = StableSection()
-    filters: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"local_median": {}}, description="in this order")
+    filters: dict[str, dict[str, Any]] = Field(default={"local_median": {}}, description="in this order")
     invert: InvertSection | None = InvertSection()
-    points: dict[str, tuple[float, float]] = Field(default_factory=dict, description="name: [x, y], for the series plot")
+    points: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="name: [x, y], for the series plot"
+    )
     profile: list[tuple[float, float]] = Field(default_factory=list, description="line of [x, y] for a speed profile")
     cluster: str | None = Field(None, description="scheduler address, local or gateway; empty: threads of this process")
     workers: int | None = Field(None, description="threads or workers; empty: one per core")
@@ -110,7 +118,9 @@ class RunConfig(_Section):
             return KERNELS[name](**parameters)
         except TypeError as error:
             known = ", ".join(f.name for f in fields(KERNELS[name]))  # type: ignore[arg-type]
-            raise ParameterError("kernel", rule=f"has the parameters {known}", value=str(error).split("argument ")[-1]) from None
+            raise ParameterError(
+                "kernel", rule=f"has the parameters {known}", value=str(error).split("argument ")[-1]
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,9 @@ class RunResult:
                 "velocity": str(self.velocity),
                 "series": None if self.series is None else str(self.series),
                 "report": str(self.report),
-                "tables": {name: json.loads(t.to_json(orient="records", date_format="iso")) for name, t in self.tables.items()},
+                "tables": {
+                    name: json.loads(t.to_json(orient="records", date_format="iso")) for name, t in self.tables.items()
+                },
             }
         )
 
@@ -160,9 +172,13 @@ def load(path: str | Path) -> RunConfig:
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise ParameterError(str(path), rule="must be a readable YAML file", value=str(error), fix="ogive init run.yaml") from None
+        raise ParameterError(
+            str(path), rule="must be a readable YAML file", value=str(error), fix="ogive init run.yaml"
+        ) from None
     if not isinstance(content, dict):
-        raise ParameterError(str(path), rule="must hold named sections", value=type(content).__name__, fix="ogive init run.yaml")
+        raise ParameterError(
+            str(path), rule="must hold named sections", value=type(content).__name__, fix="ogive init run.yaml"
+        )
     folder = path.resolve().parent
     for section, keys in _PATHS.items():
         part = content if not section else content.get(section) or {}
@@ -174,7 +190,9 @@ def load(path: str | Path) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ParameterError(str(path), rule="has a field that is unknown or wrong", value=found, fix="compare with ogive init") from None
+        raise ParameterError(
+            str(path), rule="has a field that is unknown or wrong", value=found, fix="compare with ogive init"
+        ) from None
 
 
 _PATHS: dict[str, tuple[str, ...]] = {
@@ -198,7 +216,10 @@ def template() -> str:
         default = info.get_default(call_default_factory=True)
         if isinstance(default, _Section):
             lines += ["", f"{name}:  # {(type(default).__doc__ or '').strip()}"]
-            lines += [f"  {key}: {_yaml(getattr(default, key))}  # {f.description}" for key, f in type(default).model_fields.items()]
+            lines += [
+                f"  {key}: {_yaml(getattr(default, key))}  # {f.description}"
+                for key, f in type(default).model_fields.items()
+            ]
         elif name in ("pairs", "kernel"):
             source = PairRules if name == "pairs" else KERNELS["ncc"]
             lines += ["", f"{name}:  # {info.description}"] + (["  name: ncc"] if name == "kernel" else [])
@@ -236,8 +257,8 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     kernel = config.make_kernel()
     query = config.search
     items = search(
-        query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source, limit=query.limit,
-        outlines=query.outlines,
+        query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
+        limit=query.limit, outlines=query.outlines,
     )  # fmt: skip
     part = config.cube
     area = None if query.aoi is None else _area(query.aoi, query.outlines)
@@ -250,7 +271,12 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
         share = usable_share(items, cube, part.band)
         empty = share.index[share == 0]
         if len(empty):
-            log.warning("%d of %d scenes have no usable pixel here and are left out: %s", len(empty), len(share), ", ".join(empty))
+            log.warning(
+                "%d of %d scenes have no usable pixel here and are left out: %s",
+                len(empty),
+                len(share),
+                ", ".join(empty),
+            )
         if (share > 0).sum() < 2:
             raise PairError(
                 "scenes", rule="at least two must have usable pixels in the area", value=share.round(3).to_dict(),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
+import dask.base
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -45,10 +45,12 @@ def tables(
             "date 1": pd.DatetimeIndex(raw["acquisition_date_img1"].values).strftime("%Y-%m-%d"),
             "date 2": pd.DatetimeIndex(raw["acquisition_date_img2"].values).strftime("%Y-%m-%d"),
             "days": np.round(days, 1),
-            "sensor": [f"{m}{s}" for m, s in zip(raw["mission_img1"].values, raw["satellite_img1"].values, strict=True)],
+            "sensor": [
+                f"{m}{s}" for m, s in zip(raw["mission_img1"].values, raw["satellite_img1"].values, strict=True)
+            ],
         }
     )
-    valid = np.isfinite(corrected["vx"])
+    valid = corrected["vx"].notnull()
     for name, mask in (("on ice", ice), ("on stable ground", stable)):
         if mask is not None and bool(mask.any()):
             pairs[f"valid {name}"] = (valid & mask).sum(("y", "x")).values / int(mask.sum())
@@ -72,7 +74,7 @@ def tables(
         out["Stable ground"] = ground
     pairs.attrs["units"] = {"days": "d", "shift vx": "m/yr", "shift vy": "m/yr"}
     out["Pairs"] = pairs
-    share = dask.compute(*(((corrected["flag"] & np.uint16(bit)) != 0).mean().data for bit in flags.MEANINGS))
+    share = dask.base.compute(*(((corrected["flag"] & np.uint16(bit)) != 0).mean().data for bit in flags.MEANINGS))
     reasons = pd.DataFrame({"reason": list(flags.MEANINGS.values()), "share of cells": [float(v) for v in share]})
     out["Flags"] = reasons[reasons["share of cells"] > 0].reset_index(drop=True)
     return out
@@ -130,8 +132,8 @@ def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None)
     if series is not None:
         good = np.isfinite(series["v"])
         out.append(
-            f"The series has {series.sizes['time']} windows; {100 * float(good.mean()):.1f} % of its values are valid, with a "
-            f"mean error of {float(series['vx_error'].where(good).mean()):.1f} m/yr per component."
+            f"The series has {series.sizes['time']} windows; {100 * float(good.mean()):.1f} % of its values are valid, "
+            f"with a mean error of {float(series['vx_error'].where(good).mean()):.1f} m/yr per component."
         )
     return out
 
@@ -139,7 +141,7 @@ def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None)
 def fastest(velocity: xr.Dataset) -> tuple[float, float]:
     """A telling place for a series: the fastest cell among those measured at least as often as nine tenths of all."""
     vx, vy = (velocity[n].median("mid_date").values for n in ("vx", "vy"))
-    count = np.isfinite(velocity["vx"]).sum("mid_date").values
+    count = velocity["vx"].notnull().sum("mid_date").values
     often = count >= max(1, np.quantile(count, 0.9))
     speed = np.where(often & np.isfinite(vx + vy), np.hypot(vx, vy), -1.0)
     # A high quantile, not the maximum: the very fastest cell is the one that is wrong.

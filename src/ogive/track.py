@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import blocks as block_layer, flags, grid as grids
+from . import blocks as block_layer
+from . import flags
+from . import grid as grids
 from .correct import modelled_error
 from .errors import GridError, PairError
 from .kernels import NCC, Custom, Kernel
@@ -72,7 +74,9 @@ def track(
     return _label(arrays, cube, pairs, kernel, geobox, blocks)
 
 
-def _label(arrays: dict[str, da.Array], cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, geobox: Any, blocks: Any) -> xr.Dataset:
+def _label(
+    arrays: dict[str, da.Array], cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, geobox: Any, blocks: Any
+) -> xr.Dataset:
     metre = abs(geobox.resolution.x)
     days = pairs["date_dt"].to_numpy()
     # Pixels per pair to meter per year; float32 once, so that every block multiplies by the same number.
@@ -97,7 +101,10 @@ def _label(arrays: dict[str, da.Array], cube: xr.Dataset, pairs: pd.DataFrame, k
     error = modelled_error(days, metre).astype(np.float32)
     output = grids.coarsen(geobox, kernel.step)
     velocity = xr.Dataset(
-        {name: xr.Variable(dims, array, {**ATTRIBUTES[name], "grid_mapping": "mapping"}) for name, array in data.items()}
+        {
+            name: xr.Variable(dims, array, {**ATTRIBUTES[name], "grid_mapping": "mapping"})
+            for name, array in data.items()
+        }
         | {name: ("mid_date", error, ATTRIBUTES[name]) for name in ("vx_error", "vy_error")},
         coords={
             **_pair_coordinates(cube, pairs),
@@ -135,7 +142,9 @@ def _pair_coordinates(cube: xr.Dataset, pairs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _attributes(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, output: Any) -> dict[str, Any]:
-    parameters = asdict(kernel) if is_dataclass(kernel) and not isinstance(kernel, Custom) else {"function": repr(kernel)}
+    described: Any = kernel
+    # A user's function has no parameters to list, only a name.
+    parameters = {"function": repr(kernel)} if isinstance(kernel, Custom) else asdict(described)
     used = np.unique(pairs[["i1", "i2"]].to_numpy())
     provenance = {
         "versions": {name: version(name) for name in ("ogive", "numpy", "numba", "xarray", "zarr")},

@@ -253,14 +253,14 @@ def _lazy_block(arrays: list[xr.DataArray], fixed: tuple[Any, ...]) -> dict[str,
     for a in arrays:
         whole = a.chunk({"mid_date": -1} | {name: size for name, size in spatial.items() if name in a.dims})
         operands += [whole.data, "".join({"mid_date": "m"}.get(str(d), str(d)) for d in whole.dims)]
-    blocks = da.blockwise(  # type: ignore[no-untyped-call]
+    blocks = da.blockwise(
         _block, "yx", *operands, fixed=fixed, dtype=object, concatenate=True, meta=np.empty((0, 0), object)
     )
     times = len(fixed[3])
     return {
         name: cast(
             da.Array,
-            da.blockwise(  # type: ignore[no-untyped-call]
+            da.blockwise(
                 _pick,
                 dims + "yx",
                 blocks,
