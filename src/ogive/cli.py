@@ -21,7 +21,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Glacier velocity cubes and time series from satellite scene archives.",
 )  # fmt: skip
-console = Console()
+# Tables need some width where there is no terminal to ask.
+console = Console(width=None if sys.stdout.isatty() else 120)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, nothing else on standard output.")]
 RunFile = Annotated[Path, typer.Argument(help="The run file, from `ogive init`.")]
 StorePath = Annotated[Path, typer.Argument(help="A velocity or series store.")]
@@ -263,5 +264,13 @@ def main() -> None:
         app()
     except OgiveError as error:
         # Failing while reading, writing or computing is a failed run; anything else kept it from starting.
-        Console(stderr=True, soft_wrap=True).print(f"ogive: {error}", markup=False, highlight=False)
+        _complain(error)
         sys.exit(1 if isinstance(error, ReadError | StoreError | ClusterError) else 2)
+    except OSError as error:  # a folder that is not there, a full disk: the system's own words name the file
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    """One line, even where a library put its own lines into the message."""
+    Console(stderr=True, soft_wrap=True).print("ogive:", *str(error).split(), markup=False, highlight=False)

@@ -118,8 +118,8 @@ def pair_scores(world: World, velocity: xr.Dataset) -> pd.DataFrame:
     for name, found in parts.items():
         vx, vy, ex, ey = np.concatenate(found, axis=1)
         rows.append({"ground": name, **_score(validate.against_truth(vx, vy, 0.0, 0.0, error_vx=ex, error_vy=ey))})
-    table = pd.DataFrame(rows)
-    table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE per component", "NMAD"), "px of 10 m")
+    table = pd.DataFrame(rows).round(3)
+    table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE", "NMAD"), "px")
     return table
 
 
@@ -133,7 +133,7 @@ def series_scores(world: World, series: xr.Dataset, velocity: xr.Dataset) -> pd.
     rows = []
     for name, where in (("ice", ice), ("rock", ~ice)):
         rows.append(
-            {"ground": name, "result": "series, 30-day windows", **_score(_against_windows(world, series, where))}
+            {"ground": name, "result": "series, 30 days", **_score(_against_windows(world, series, where))}
         )
         k, score = _best_pair(world, velocity, where)
         days = [velocity[f"acquisition_date_img{n}"].values[k] for n in (1, 2)]
@@ -141,10 +141,10 @@ def series_scores(world: World, series: xr.Dataset, velocity: xr.Dataset) -> pd.
         same = invert(velocity, every=days).compute()
         rows.append({"ground": name, "result": "best single pair", **_score(score)})
         rows.append(
-            {"ground": name, "result": "series, its days and cells", **_score(_against_windows(world, same, seen))}
+            {"ground": name, "result": "series, its days", **_score(_against_windows(world, same, seen))}
         )
-    table = pd.DataFrame(rows)
-    table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE per component", "NMAD"), "m/yr")
+    table = pd.DataFrame(rows).round(3)
+    table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE", "NMAD"), "m/yr")
     return table
 
 
@@ -174,14 +174,15 @@ def _best_pair(world: World, velocity: xr.Dataset, where: Any) -> tuple[int, dic
 
 
 def _score(score: dict[str, float]) -> dict[str, float]:
+    """Per component; `in 68 %`: share of the truth inside the 68 % interval of the stated error."""
     return {
         "valid": score["valid"],
         "bias x": score["vx_bias"],
         "bias y": score["vy_bias"],
-        "RMSE per component": score["rmse"] / np.sqrt(2),
+        "RMSE": score["rmse"] / np.sqrt(2),
         "NMAD": (score["vx_nmad"] + score["vy_nmad"]) / 2,
-        "coverage 68 %": score["coverage_68"],
-        "coverage 95 %": score["coverage_95"],
+        "in 68 %": score["coverage_68"],
+        "in 95 %": score["coverage_95"],
     }
 
 

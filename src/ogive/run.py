@@ -99,6 +99,7 @@ class RunConfig(_Section):
         default_factory=dict, description="name: [x, y], for the series plot"
     )
     profile: list[tuple[float, float]] = Field(default_factory=list, description="line of [x, y] for a speed profile")
+    background: str | None = Field(None, description="raster under the map: an image, a hillshade, a DEM")
     cluster: str | None = Field(None, description="scheduler address, local or gateway; empty: threads of this process")
     workers: int | None = Field(None, description="threads or workers; empty: one per core")
 
@@ -196,7 +197,7 @@ def load(path: str | Path) -> RunConfig:
 
 
 _PATHS: dict[str, tuple[str, ...]] = {
-    "": ("output",),
+    "": ("output", "background"),
     "search": ("source", "aoi", "outlines"),
     "stable": ("ice", "rock", "water"),
 }
@@ -283,8 +284,13 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
                 fix="widen the dates, or look at the masks",
             )  # fmt: skip
         cube = cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
-    pairs = make_pairs(cube, _rules(config.pairs))
-    return cube, track(cube, pairs, kernel)
+    velocity = track(cube, make_pairs(cube, _rules(config.pairs)), kernel)
+    # What follows the matching is tried on the lazy cube: a wrong filter or mask must not show up hours later.
+    stable_mask(config, velocity)
+    filtered = apply_filters(config, velocity)
+    if config.invert is not None:
+        invert(filtered, method=config.invert.method, every=config.invert.every)
+    return cube, velocity
 
 
 def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunResult:
@@ -296,10 +302,12 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
         See `prepare` and `ogive.write`.
     """
     output = Path(config.output)
+    if not output.parent.is_dir():
+        raise ParameterError("output", rule="its parent folder must exist", value=str(output.parent), fix="make it")
+    if output.exists() and not output.is_dir():
+        raise ParameterError("output", rule="must be a folder", value=str(output), fix="choose another name")
     _, matches = prepare(config)
     log.info("%s", explain(matches))
-    if not output.parent.is_dir():
-        raise ParameterError("output", rule="its parent folder must exist", value=str(output.parent))
     output.mkdir(exist_ok=True)
     if client is None and config.cluster:
         client = connect(config.cluster, workers=config.workers)
@@ -342,7 +350,9 @@ def report(output: str | Path, *, extra: dict[str, pd.DataFrame] | None = None) 
     except FileNotFoundError:
         raise ParameterError(str(output), rule="holds no run", fix="ogive run run.yaml") from None
     raw, velocity = (store.open_velocity(output / name) for name in (MATCHES, VELOCITY))
-    series = store.open_velocity(output / SERIES) if (output / SERIES).exists() else None
+    # A series of an earlier run, before the section was taken out, is not part of this one.
+    wanted = config.invert is not None and (output / SERIES).exists()
+    series = store.open_velocity(output / SERIES) if wanted else None
     found = {**(extra or {}), **summary.tables(raw, velocity, stable_mask(config, raw), ice_mask(config, raw))}
     path = summary.write(output, config, raw, velocity, series, found)
     return RunResult(output / MATCHES, output / VELOCITY, output / SERIES if series is not None else None, path, found)
@@ -353,18 +363,13 @@ def correct_and_filter(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
 
     Raises
     ------
+    MaskError
+        See `masks.stable`.
     ParameterError
-        A filter that does not exist, or a parameter that it does not have.
+        See `apply_filters`.
     """
     mask = stable_mask(config, velocity)
-    out = velocity if mask is None else correct.stable_ground(velocity, mask)
-    for name, parameters in config.filters.items():
-        if name not in summary.FILTERS:
-            raise ParameterError("filters", rule=f"are {', '.join(summary.FILTERS)}", value=repr(name))
-        try:
-            out = getattr(filters, name)(out, **parameters)
-        except TypeError as error:
-            raise ParameterError(f"filter {name}", rule="has no such parameter", value=str(error)) from None
+    out = apply_filters(config, velocity if mask is None else correct.stable_ground(velocity, mask))
     # Part of the store's identity: another mask or filter makes another store.
     provenance = json.loads(velocity.attrs["provenance"])
     provenance["filters"] = config.filters
@@ -372,6 +377,24 @@ def correct_and_filter(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
         provenance["stable"] = {**config.stable.model_dump(), "crc": zlib.crc32(mask.values.tobytes())}
     out.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
     return out
+
+
+def apply_filters(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
+    """The filters of a run in their order; lazy.
+
+    Raises
+    ------
+    ParameterError
+        A filter that does not exist, a parameter that it does not have, or a value out of range.
+    """
+    for name, parameters in config.filters.items():
+        if name not in summary.FILTERS:
+            raise ParameterError("filters", rule=f"are {', '.join(summary.FILTERS)}", value=repr(name))
+        try:
+            velocity = getattr(filters, name)(velocity, **parameters)
+        except TypeError as error:
+            raise ParameterError(f"filter {name}", rule="has no such parameter", value=str(error)) from None
+    return velocity
 
 
 def stable_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:

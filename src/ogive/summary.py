@@ -8,9 +8,15 @@ import dask.base
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import rioxarray
 import xarray as xr
+from rasterio.errors import RasterioIOError
+from rioxarray.exceptions import NoDataInBounds, OneDimensionalRaster
 
 from . import flags, validate, view
+from . import grid as grids
+from .errors import ParameterError
+from .export import median_valid
 from .report import write_report
 
 if TYPE_CHECKING:
@@ -96,8 +102,11 @@ def write(
         outline = gpd.read_file(config.stable.ice)
     where = config.points or {"fastest well-measured cell": fastest(corrected)}
     shown = series if series is not None else corrected
+    under = None if config.background is None else background(config.background, corrected)
     figures = {
-        "Surface speed, median over time": view.speed_map(shown, outlines=outline, path=output / "map.png"),
+        "Surface speed, median over time": view.speed_map(
+            shown, outlines=outline, background=under, path=output / "map.png"
+        ),
         "Why vectors are missing, most frequent reason": view.flag_map(corrected),
         "Pairs in time": view.pair_network(raw),
     }
@@ -116,6 +125,29 @@ def write(
         output / "report.html", title=config.title, summary=sentences(raw, corrected, series), tables=found,
         figures=figures, provenance={**provenance, "run": config.model_dump()},
     )  # fmt: skip
+
+
+def background(path: str, grid: xr.Dataset) -> xr.DataArray:
+    """A raster for the map, cut to the grid with a margin, in the grid's coordinate system.
+
+    Raises
+    ------
+    ParameterError
+        No raster at that path, or it does not reach the grid.
+    """
+    geobox = grids.geobox_of(grid)
+    left, bottom, right, top = geobox.boundingbox
+    margin = 0.05 * max(right - left, top - bottom)
+    try:
+        raster = rioxarray.open_rasterio(path, masked=True)
+        assert isinstance(raster, xr.DataArray)
+        near = raster.rio.clip_box(left - margin, bottom - margin, right + margin, top + margin, crs=str(geobox.crs))
+        image: xr.DataArray = near.isel(band=0, drop=True)
+        return image if near.rio.crs == str(geobox.crs) else image.rio.reproject(str(geobox.crs))
+    except (RasterioIOError, NoDataInBounds, OneDimensionalRaster) as error:
+        raise ParameterError(
+            "background", rule="must be a raster that reaches the area", value=f"{path}: {error}"
+        ) from None
 
 
 def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None) -> list[str]:
@@ -140,7 +172,7 @@ def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None)
 
 def fastest(velocity: xr.Dataset) -> tuple[float, float]:
     """A telling place for a series: the fastest cell among those measured at least as often as nine tenths of all."""
-    vx, vy = (velocity[n].median("mid_date").values for n in ("vx", "vy"))
+    vx, vy = (median_valid(velocity[n].transpose("y", "x", "mid_date").values) for n in ("vx", "vy"))
     count = velocity["vx"].notnull().sum("mid_date").values
     often = count >= max(1, np.quantile(count, 0.9))
     speed = np.where(often & np.isfinite(vx + vy), np.hypot(vx, vy), -1.0)
