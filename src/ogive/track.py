@@ -125,7 +125,7 @@ def _pair_coordinates(cube: xr.Dataset, pairs: pd.DataFrame) -> dict[str, Any]:
     token = (stamp.year % 100 * 10000 + stamp.month * 100 + stamp.day).to_numpy().astype("timedelta64[us]")
     coordinates: dict[str, Any] = {
         "mid_date": centre.astype("datetime64[us]").astype("datetime64[ns]") + token,
-        "date_center": centre,
+        "date_center": centre.astype("datetime64[us]").astype("datetime64[ns]"),
         "acquisition_date_img1": t1,
         "acquisition_date_img2": t2,
         "date_dt": pairs["date_dt"].to_numpy(np.float32),

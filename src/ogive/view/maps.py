@@ -52,6 +52,8 @@ def time_text(dataset: xr.Dataset, when: int | None) -> str:
     pair = first in dataset.variables and second in dataset.variables
     if time is None and not pair:
         return ""
+    if time is not None and dataset.sizes[time] == 1:
+        when = 0
     if when is None and time is not None:
         what = "pairs" if time == "mid_date" else "times"
         start, end = (first, second) if pair else (time, time)

@@ -309,6 +309,9 @@ def speed_profile(
     ParameterError
         A line without length or outside the grid, a spacing that is not positive, `when` out of range.
     """
+    time = time_dimension(velocity)
+    if time is not None and velocity.sizes[time] == 1:
+        when = 0  # one pair has an error, and no spread in time
     curve = line if isinstance(line, shapely.LineString) else shapely.LineString(list(line))
     maps = map_at(velocity, ["vx", "vy"], when=when)
     geobox = grid.geobox_of(maps)
@@ -325,7 +328,7 @@ def speed_profile(
     if not np.isfinite(v).any():
         box = tuple(round(b) for b in geobox.boundingbox.bbox)
         raise ParameterError("line", rule="must cross valid pixels", value=curve.bounds, fix=f"use x, y inside {box}")
-    band = "v_spread" if when is None and time_dimension(velocity) else "v_error"
+    band = "v_spread" if when is None and time is not None else "v_error"
     if "ex" in sampled:
         safe = np.where(v > 0, v, 1.0)
         table[band] = np.hypot(sampled["ex"] * vx / safe, sampled["ey"] * vy / safe)
