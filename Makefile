@@ -5,7 +5,9 @@ PYTHON ?= python3
 # uv resolves and installs in seconds; without it the standard library and pip do the same.
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check docs fix clean wheel-test bench
+OGIVE_DATA ?= ../shared/data
+
+.PHONY: demo yahtse test check docs fix clean wheel-test bench
 
 $(VENV)/.installed: pyproject.toml
 ifneq ($(UV),)
@@ -19,6 +21,14 @@ endif
 
 demo: $(VENV)/.installed  ## the whole line on a synthetic glacier, under five minutes
 	$(BIN)/ogive demo ogive-demo
+
+yahtse: $(VENV)/.installed  ## a real pair of Landsat 8 scenes, and the tables of docs/yahtse.md; needs OGIVE_DATA
+	mkdir -p yahtse
+	cp -f $(OGIVE_DATA)/imagery/yahtse_landsat8_2016/* yahtse
+	cp -f $(OGIVE_DATA)/outlines/st_elias_rock/StEliasMtn_utm7v_rock.gmt yahtse/rock.gmt
+	$(BIN)/ogive items yahtse -o yahtse/items.json
+	$(BIN)/ogive run docs/yahtse.yaml
+	$(BIN)/python docs/yahtse.py yahtse/result
 
 test: check  ## everything: style, types, doctests, docs, tests, wheel
 	$(BIN)/python -m pytest
@@ -37,4 +47,4 @@ fix: $(VENV)/.installed  ## mend style
 	$(BIN)/ruff format .
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) site dist build ogive-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site dist build ogive-demo yahtse .pytest_cache .mypy_cache .ruff_cache .hypothesis

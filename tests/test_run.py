@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,16 @@ import rasterio
 import yaml
 
 from ogive import _read, run, store
-from ogive.errors import MaskError, PairError, ParameterError, StoreError
+from ogive.errors import MaskError, OgiveError, PairError, ParameterError, StoreError
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
 from ogive.testing.servers import range_server, stac_server
 from ogive.testing.stores import contents
 
 SPEC = WorldSpec(
-    size_km=(1.6, 2.0), n_sentinel2=5, n_landsat=0, start="2022-06-25", end="2022-08-10", cloud=0.0, speed=80.0, wedge=False
+    size_km=(1.6, 2.0), n_sentinel2=7, n_landsat=0, start="2022-06-25", end="2022-08-10", cloud=0.0, speed=80.0, wedge=False
 )  # fmt: skip
+PAIRS = 19  # of 21: two scenes lie too close to their neighbours
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +188,12 @@ def test_relative_paths_start_at_the_run_file(tmp_path: Path, monkeypatch: pytes
         ({"invert": {"every": "400D"}}, ParameterError, "no window fits"),
         ({"invert": {"method": "magic"}}, ParameterError, "method: must be one of adaptive"),
         ({"cube": {"loader": "magic"}}, ParameterError, "loader: must be one of"),
-        ({"stable": {"ice": "missing.gpkg"}}, Exception, "missing.gpkg"),
+        ({"stable": {"ice": "missing.gpkg"}}, OgiveError, "missing.gpkg"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_found_before_anything_is_written(
     make: Callable[..., run.RunConfig], tmp_path: Path, sections: dict[str, Any], error: type[Exception], named: str
 ) -> None:
-    with pytest.raises(error, match="."):
-        run.run(make(**sections), progress=False)
     with pytest.raises(error) as caught:
         run.run(make(**sections), progress=False)
     assert named in str(caught.value)
@@ -212,7 +210,7 @@ def test_a_finished_run(finished: Path, world: World) -> None:
         assert count["done"] == count["blocks"] > 0
         assert store.verify(finished / name).empty
     velocity = store.open_velocity(finished / run.VELOCITY)
-    assert velocity.sizes["mid_date"] == 10  # all pairs of 5 scenes within 60 days
+    assert velocity.sizes["mid_date"] == PAIRS
     assert set(velocity["image_id1"].values) <= {item.id for item in world.items}
     assert float(np.isfinite(velocity["vx"]).mean()) > 0.3
     assert np.isfinite(velocity["vx_stable_shift"]).all()
@@ -224,21 +222,21 @@ def test_the_result_as_json(finished: Path) -> None:
     result = run.report(finished)
     told = json.loads(result.to_json())
     assert told["matches"] == str(finished / "matches.zarr")
-    assert len(told["tables"]["Pairs"]) == 10
+    assert len(told["tables"]["Pairs"]) == PAIRS
     assert set(result.tables) == {"Stable ground", "Pairs", "Flags"}
     before, after = result.tables["Stable ground"]["vx_median"]
     assert after < 0.2 * before
 
 
 def test_another_filter_uses_the_matches_again(
-    make: Callable[..., run.RunConfig], finished: Path, tmp_path: Path, reads: list[Any]
+    make: Callable[..., run.RunConfig], finished: Path, world: World, tmp_path: Path, reads: list[Any]
 ) -> None:
     shutil.copytree(finished, tmp_path / "result")
     matches, velocity = contents(tmp_path / "result" / run.MATCHES), contents(tmp_path / "result" / run.VELOCITY)
     result = run.run(make(filters={"correlation": {"minimum": 0.8}}), progress=False)
     # The only reads are the coarse look at each scene: its image and its mask.
-    assert len(reads) == 10
-    assert max(max(shape) for _, shape in reads) < 20
+    assert len(reads) == 2 * len(world.items)
+    assert max(max(shape) for _, shape in reads) <= 200 // 8
     assert contents(result.matches) == matches
     assert contents(result.velocity) != velocity
     flagged = store.open_velocity(result.velocity)
@@ -300,7 +298,9 @@ def test_a_single_pair_needs_no_inversion(make: Callable[..., run.RunConfig], wo
     assert result.series is None
     assert store.open_velocity(result.velocity).sizes["mid_date"] == 1
     assert not (tmp_path / "result" / run.SERIES).exists()
-    assert result.report.read_text().count("data:image/png") == 3
+    text = result.report.read_text()
+    assert "data:image/png" in text
+    assert "Speed through time" not in text
 
 
 def test_an_old_series_is_not_reported(make: Callable[..., run.RunConfig], finished: Path, tmp_path: Path) -> None:
@@ -340,15 +340,15 @@ def test_scenes_without_pixels_are_left_out_aloud(
     with caplog.at_level(logging.WARNING, "ogive"):
         cube, velocity = run.prepare(make(search={"source": "some.json"}))
     empty = [item.id for item in list(world.items)[:2]]
-    assert "2 of 5 scenes have no usable pixel" in caplog.text
+    assert "2 of 7 scenes have no usable pixel" in caplog.text
     assert all(name in caplog.text for name in empty)
-    assert cube.sizes["time"] == 3
-    assert velocity.sizes["mid_date"] == 3
+    assert cube.sizes["time"] == 5
+    assert velocity.sizes["mid_date"] > 5
     assert not set(empty) & set(velocity["image_id1"].values)
 
 
 def test_one_usable_scene_is_not_enough(make: Callable[..., run.RunConfig], world: World, tmp_path: Path) -> None:
-    blank(list(world.items), tmp_path, 4).save_object(str(tmp_path / "one.json"))
+    blank(list(world.items), tmp_path, 6).save_object(str(tmp_path / "one.json"))
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(PairError, match="at least two must have usable pixels"):
         run.run(make(search={"source": "one.json"}), progress=False)
@@ -376,11 +376,7 @@ def test_output_must_be_a_folder_beside_others(make: Callable[..., run.RunConfig
 def test_nothing_remains_when_no_block_could_be_written(
     make: Callable[..., run.RunConfig], world: World, tmp_path: Path
 ) -> None:
-    # The overviews of the coarse look are whole, the full resolution is not: what breaks in the middle of a run.
     items = [item.full_copy() for item in world.items]
-    config = make()
-    matches = run.prepare(config)[1]
-    assert matches.sizes["mid_date"] > 5
     gone = tmp_path / "gone"
     gone.mkdir()
     for item in items:
@@ -392,7 +388,7 @@ def test_nothing_remains_when_no_block_could_be_written(
     config = make(search={"source": "gone.json"})
     real = run.prepare
 
-    def then_removed(config: run.RunConfig) -> Any:
+    def then_removed(config: run.RunConfig) -> Any:  # the scenes were there when the run looked at them
         prepared = real(config)
         shutil.rmtree(gone)
         return prepared
@@ -456,4 +452,3 @@ def test_a_cluster_of_one_gives_the_same_store(make: Callable[..., run.RunConfig
     ):
         result = run.run(make(), client=client, progress=False)
     assert contents(result.matches) == contents(finished / run.MATCHES)
-    assert replace(result, tables={}).report.is_file()

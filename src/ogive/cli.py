@@ -25,7 +25,7 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 120)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, nothing else on standard output.")]
 RunFile = Annotated[Path, typer.Argument(help="The run file, from `ogive init`.")]
-StorePath = Annotated[Path, typer.Argument(help="A velocity or series store.")]
+StorePath = Annotated[Path, typer.Argument(help="A velocity or series store.", resolve_path=True)]
 
 
 @app.command()

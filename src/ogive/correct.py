@@ -5,6 +5,8 @@ pair. Where the ground is stable the velocity must be zero, so its median there 
 is the error of one vector. The raw store is never changed: this is a function of what was read back from it.
 """
 
+import zlib
+
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -12,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import grid
 from .errors import GridError, MaskError, ParameterError
+from .provenance import record
 
 Float = NDArray[np.float64]
 
@@ -151,7 +154,10 @@ def stable_ground(
         "flag_values": np.array([0, 1], np.uint8),
         "flag_meanings": "no_correction stationary_ground",
     }
-    return out
+    return record(
+        out, "correct.stable_ground", min_count=min_count, max_count=max_count, floor=floor,
+        stable_cells=int(mask.sum()), mask_crc=zlib.crc32(np.ascontiguousarray(mask.values).tobytes()),
+    )  # fmt: skip
 
 
 def stable_statistics(vx: Float, vy: Float, chip: Float, days: Float, *, area: float, floor: float) -> Float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from . import flags, grid
 from ._median import median
 from .errors import ParameterError
+from .provenance import record
 
 Form = Literal["normalised", "mad"]
 
@@ -93,8 +94,10 @@ def local_median(
         "noise": float(noise),
         "min_neighbours": int(min_neighbours),
     }
+    said = {**options, "window": window, "form": form, "max_stride": max_stride}
+    out = record(velocity, "filters.local_median", **said)
     if dx.chunks is None and dy.chunks is None:
-        return _add(velocity, dx.copy(data=neighbour_test(dx.values, dy.values, stride.values, **options)))
+        return _add(out, dx.copy(data=neighbour_test(dx.values, dy.values, stride.values, **options)))
     reach = window // 2 * max_stride
     chunks = dx.chunks or dy.chunks
     data = [a.chunk(dict(zip(("mid_date", "y", "x"), cast(Any, chunks), strict=True))).data for a in (dx, dy, stride)]
@@ -102,7 +105,7 @@ def local_median(
         neighbour_test, *data, depth={0: 0, 1: reach, 2: reach}, boundary="none", dtype=np.uint16,
         meta=np.empty((0, 0, 0), np.uint16), **options,
     )  # fmt: skip
-    return _add(velocity, dx.copy(data=bits.rechunk(chunks)))
+    return _add(out, dx.copy(data=bits.rechunk(chunks)))
 
 
 def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
@@ -124,6 +127,7 @@ def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
     if not -1 <= minimum <= 1:
         raise ParameterError("minimum", rule="a correlation lies between -1 and 1", value=minimum)
     low = velocity["corr"] < minimum
+    velocity = record(velocity, "filters.correlation", minimum=float(minimum))
     return _add(velocity, (low & np.isfinite(velocity["vx"])) * np.uint16(flags.LOW_CORRELATION))
 
 
@@ -144,6 +148,7 @@ def speed_limit(velocity: xr.Dataset, maximum: float) -> xr.Dataset:
     if not maximum > 0:
         raise ParameterError("maximum", rule="must be positive [meter/year]", value=maximum)
     fast = velocity["vx"] ** 2 + velocity["vy"] ** 2 > maximum**2
+    velocity = record(velocity, "filters.speed_limit", maximum=float(maximum))
     return _add(velocity, fast * np.uint16(flags.OUTLIER))
 
 

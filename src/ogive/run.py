@@ -7,7 +7,6 @@ that `ogive init` writes into the template.
 
 import json
 import logging
-import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -369,14 +368,7 @@ def correct_and_filter(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
         See `apply_filters`.
     """
     mask = stable_mask(config, velocity)
-    out = apply_filters(config, velocity if mask is None else correct.stable_ground(velocity, mask))
-    # Part of the store's identity: another mask or filter makes another store.
-    provenance = json.loads(velocity.attrs["provenance"])
-    provenance["filters"] = config.filters
-    if mask is not None:
-        provenance["stable"] = {**config.stable.model_dump(), "crc": zlib.crc32(mask.values.tobytes())}
-    out.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
-    return out
+    return apply_filters(config, velocity if mask is None else correct.stable_ground(velocity, mask))
 
 
 def apply_filters(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:

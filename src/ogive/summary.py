@@ -100,16 +100,21 @@ def write(
     outline = None
     if config.stable.ice is not None:
         outline = gpd.read_file(config.stable.ice)
+        outline = outline.set_crs(config.stable.crs) if outline.crs is None else outline
     where = config.points or {"fastest well-measured cell": fastest(corrected)}
     shown = series if series is not None else corrected
+    single = shown.sizes["mid_date" if series is None else "time"] == 1
     under = None if config.background is None else background(config.background, corrected)
     figures = {
-        "Surface speed, median over time": view.speed_map(
+        "Surface speed" if single else "Surface speed, median over time": view.speed_map(
             shown, outlines=outline, background=under, path=output / "map.png"
         ),
-        "Why vectors are missing, most frequent reason": view.flag_map(corrected),
-        "Pairs in time": view.pair_network(raw),
+        "Why vectors are missing" if single else "Why vectors are missing, most frequent reason": view.flag_map(
+            corrected
+        ),
     }
+    if not single:
+        figures["Pairs in time"] = view.pair_network(raw)
     if series is not None:
         figures = {
             "Speed through time": view.plot_series(series, where, pairs=corrected, path=output / "series.png"),
@@ -119,11 +124,13 @@ def write(
         figure, values = view.speed_profile(corrected, config.profile, path=output / "profile.png")
         figures["Speed along the profile"] = figure
         step = max(1, len(values) // 12)
-        found["Profile"] = values.iloc[::step].reset_index(drop=True)
+        profile = values.iloc[::step].reset_index(drop=True)
+        profile.attrs["units"] = {c: "m" if c in ("distance", "x", "y") else "m/yr" for c in profile.columns}
+        found["Profile"] = profile
     provenance = json.loads(raw.attrs["provenance"])
     return write_report(
-        output / "report.html", title=config.title, summary=sentences(raw, corrected, series), tables=found,
-        figures=figures, provenance={**provenance, "run": config.model_dump()},
+        output / "report.html", title=config.title, summary=sentences(raw, corrected, series, found),
+        tables=found, figures=figures, provenance={**provenance, "run": config.model_dump()},
     )  # fmt: skip
 
 
@@ -150,17 +157,31 @@ def background(path: str, grid: xr.Dataset) -> xr.DataArray:
         ) from None
 
 
-def sentences(raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None) -> list[str]:
-    """The findings, one sentence each."""
+def sentences(
+    raw: xr.Dataset, corrected: xr.Dataset, series: xr.Dataset | None, found: dict[str, pd.DataFrame]
+) -> list[str]:
+    """The findings, one sentence each; `found` are the tables of `tables`."""
     first, last = (pd.Timestamp(f(raw[f"acquisition_date_img{k}"].values)) for f, k in ((np.min, 1), (np.max, 2)))
     scenes = set(raw["image_id1"].values) | set(raw["image_id2"].values)
     cell = abs(float(raw["x"][1] - raw["x"][0]))
     valid = float(np.isfinite(corrected["vx"]).mean())
+    count = raw.sizes["mid_date"]
     out = [
-        f"{raw.sizes['mid_date']} pairs of {len(scenes)} scenes from {first:%Y-%m-%d} to {last:%Y-%m-%d}, "
+        f"{count} pair{'s' if count > 1 else ''} of {len(scenes)} scenes from {first:%Y-%m-%d} to {last:%Y-%m-%d}, "
         f"{raw.sizes['y']} x {raw.sizes['x']} cells of {cell:.0f} m.",
         f"{100 * valid:.1f} % of the vectors are valid after correction and filters; every other one has a reason.",
     ]
+    if "valid on ice" in found["Pairs"]:
+        out.append(f"On ice {100 * float(found['Pairs']['valid on ice'].mean()):.1f} % of them are valid.")
+    if "Stable ground" in found:
+        before, after = (row for _, row in found["Stable ground"].iterrows())
+        over = " (median over the pairs)" if count > 1 else ""
+        out.append(
+            f"On stable ground the medians of vx and vy are off zero by {abs(before.vx_median):.1f} and "
+            f"{abs(before.vy_median):.1f} m/yr before the correction{over}, by {abs(after.vx_median):.1f} and "
+            f"{abs(after.vy_median):.1f} m/yr after it; the NMAD that remains is {after.vx_nmad:.1f} and {after.vy_nmad:.1f} m/yr, that is "
+            f"{after['vx_nmad px']:.3f} and {after['vy_nmad px']:.3f} px."
+        )
     if series is not None:
         good = np.isfinite(series["v"])
         out.append(

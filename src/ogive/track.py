@@ -119,13 +119,14 @@ def _label(
 
 def _pair_coordinates(cube: xr.Dataset, pairs: pd.DataFrame) -> dict[str, Any]:
     t1, t2 = (pairs[k].to_numpy("datetime64[ns]") for k in ("t1", "t2"))
-    centre = t1 + (t2 - t1) // 2
+    # Whole microseconds, as in the store: half of an odd number of them would be none.
+    centre = (t1 + (t2 - t1) // 2).astype("datetime64[us]").astype("datetime64[ns]")
     # ITS_LIVE adds the date of image 1 to mid_date as YYMMDD microseconds: almost unique, and it tells date 1.
     stamp = pd.DatetimeIndex(t1)
     token = (stamp.year % 100 * 10000 + stamp.month * 100 + stamp.day).to_numpy().astype("timedelta64[us]")
     coordinates: dict[str, Any] = {
-        "mid_date": centre.astype("datetime64[us]").astype("datetime64[ns]") + token,
-        "date_center": centre.astype("datetime64[us]").astype("datetime64[ns]"),
+        "mid_date": centre + token,
+        "date_center": centre,
         "acquisition_date_img1": t1,
         "acquisition_date_img2": t2,
         "date_dt": pairs["date_dt"].to_numpy(np.float32),

@@ -52,7 +52,7 @@ def time_text(dataset: xr.Dataset, when: int | None) -> str:
     pair = first in dataset.variables and second in dataset.variables
     if time is None and not pair:
         return ""
-    if time is not None and dataset.sizes[time] == 1:
+    if when is None and time is not None and dataset.sizes[time] == 1:
         when = 0
     if when is None and time is not None:
         what = "pairs" if time == "mid_date" else "times"
@@ -213,6 +213,8 @@ def _draw_invalid(ax: Axes, geobox: GeoBox, valid: NDArray[np.bool_], background
             raise GridError("background", rule=f"must be in {geobox.crs}", value=box.crs, fix=fix)
         grey = background.isel(y=slice(None, None, -1)) if box.affine.e > 0 else background
         low, high = style.robust_limits(grey.values)
+        # Nothing darker than mid-grey: black ground would shift the colours above it away from the colour bar.
+        low -= high - low
         extent = style.extent(box)
         _draw(ax, grey.values, geobox, cmap="gray", norm=Normalize(low, high), zorder=1, extent=extent)
         return Patch(fc="#808080", label=f"{label}: image shows")

@@ -310,7 +310,7 @@ def speed_profile(
         A line without length or outside the grid, a spacing that is not positive, `when` out of range.
     """
     time = time_dimension(velocity)
-    if time is not None and velocity.sizes[time] == 1:
+    if when is None and time is not None and velocity.sizes[time] == 1:
         when = 0  # one pair has an error, and no spread in time
     curve = line if isinstance(line, shapely.LineString) else shapely.LineString(list(line))
     maps = map_at(velocity, ["vx", "vy"], when=when)
