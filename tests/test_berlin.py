@@ -84,7 +84,7 @@ def test_the_published_shift(velocity: xr.Dataset) -> None:
     """0.09 and 0.11 px from the published number, which carries a bias of its own.
 
     On exact shifts of the same texture its method is 0.02 to 0.03 px too small, ours less than 0.01 (below), and with a
-    taper alone it gives (1.82, -0.63) on these windows.
+    taper alone it gives (1.82, -0.63) on such windows.
     """
     dy, dx = displacements(velocity)
     assert np.isfinite(dy).mean() > 0.5

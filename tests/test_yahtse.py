@@ -1,4 +1,4 @@
-"""The documented run of Yahtse Glacier on real Landsat scenes: docs/yahtse.yaml as it is, and every number of its page."""
+"""The documented run of Yahtse Glacier on real Landsat scenes: docs/yahtse.yaml as it is, and its page's tables."""
 
 import importlib.util
 import re

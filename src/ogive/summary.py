@@ -179,8 +179,8 @@ def sentences(
         out.append(
             f"On stable ground the medians of vx and vy are off zero by {abs(before.vx_median):.1f} and "
             f"{abs(before.vy_median):.1f} m/yr before the correction{over}, by {abs(after.vx_median):.1f} and "
-            f"{abs(after.vy_median):.1f} m/yr after it; the NMAD that remains is {after.vx_nmad:.1f} and {after.vy_nmad:.1f} m/yr, that is "
-            f"{after['vx_nmad px']:.3f} and {after['vy_nmad px']:.3f} px."
+            f"{abs(after.vy_median):.1f} m/yr after it; the NMAD that remains is {after.vx_nmad:.1f} and "
+            f"{after.vy_nmad:.1f} m/yr, that is {after['vx_nmad px']:.3f} and {after['vy_nmad px']:.3f} px."
         )
     if series is not None:
         good = np.isfinite(series["v"])

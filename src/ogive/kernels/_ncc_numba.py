@@ -12,6 +12,8 @@ its own window alone, every sum has a fixed order, and nothing is re-associated:
 Indices in the hot loops are unsigned: signed ones make numba emit wrap-around selects, and the loop does not vectorise.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -23,7 +25,7 @@ CLEAN, MASKED, EMPTY = 0, 1, 2
 
 
 @njit(**JIT)
-def add_squares(s, q, row):  # type: ignore[no-untyped-def]
+def add_squares(s: Any, q: Any, row: Any) -> Any:
     """s += row, q += row squared."""
     for x in range(U(row.size)):
         value = float(row[x])
@@ -32,7 +34,7 @@ def add_squares(s, q, row):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def add_both(s, q, more_s, more_q):  # type: ignore[no-untyped-def]
+def add_both(s: Any, q: Any, more_s: Any, more_q: Any) -> Any:
     """s += more_s, q += more_q."""
     for x in range(U(s.size)):
         s[x] += more_s[x]
@@ -40,7 +42,7 @@ def add_both(s, q, more_s, more_q):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def normalise(s, q, n, mean, inverse):  # type: ignore[no-untyped-def]
+def normalise(s: Any, q: Any, n: Any, mean: Any, inverse: Any) -> Any:
     """Sums over n pixels to what `tables` returns."""
     root = 1.0 / np.sqrt(n)
     for x in range(U(mean.size)):
@@ -52,7 +54,7 @@ def normalise(s, q, n, mean, inverse):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def tables(image, chip, block, blocks):  # type: ignore[no-untyped-def]
+def tables(image: Any, chip: Any, block: Any, blocks: Any) -> Any:
     """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat.
 
     `image` is (h, w) float32, contiguous; the sums are float64. Rows of a block first, then rows of blocks, the same
@@ -87,7 +89,9 @@ def tables(image, chip, block, blocks):  # type: ignore[no-untyped-def]
 
 
 @njit(**PRODUCTS)
-def products4(a, b, ia, ib, ld, width, c0, c1, c2, c3, block):  # type: ignore[no-untyped-def]
+def products4(
+    a: Any, b: Any, ia: Any, ib: Any, ld: Any, width: Any, c0: Any, c1: Any, c2: Any, c3: Any, block: Any
+) -> Any:
     """Column sums over one block row of a * b, for four neighbouring displacements (one load of `a` feeds four)."""
     for x in range(width):
         s0 = s1 = s2 = s3 = np.float32(0)
@@ -105,7 +109,7 @@ def products4(a, b, ia, ib, ld, width, c0, c1, c2, c3, block):  # type: ignore[n
 
 
 @njit(**PRODUCTS)
-def products1(a, b, ia, ib, ld, width, c0, block):  # type: ignore[no-untyped-def]
+def products1(a: Any, b: Any, ia: Any, ib: Any, ld: Any, width: Any, c0: Any, block: Any) -> Any:
     """Column sums over one block row of a * b, for one displacement."""
     for x in range(width):
         s0 = np.float32(0)
@@ -115,7 +119,7 @@ def products1(a, b, ia, ib, ld, width, c0, block):  # type: ignore[no-untyped-de
 
 
 @njit(**JIT)
-def fold(c, p, block):  # type: ignore[no-untyped-def]
+def fold(c: Any, p: Any, block: Any) -> Any:
     """Sums of neighbouring columns: p[i] = c[w i] + ... + c[w i + w - 1]."""
     for i in range(U(p.size)):
         k = U(len(block)) * i
@@ -126,7 +130,7 @@ def fold(c, p, block):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def block_row(a, b, y, x, ld, radius, p, work, block):  # type: ignore[no-untyped-def]
+def block_row(a: Any, b: Any, y: Any, x: Any, ld: Any, radius: Any, p: Any, work: Any, block: Any) -> Any:
     """Block sums of one row of blocks, p[displacement, block]; (y, x): first pixel of the row in image 1.
 
     `block` is a tuple as long as the block is wide: its length is a constant for the compiler, which unrolls the loops.
@@ -146,14 +150,14 @@ def block_row(a, b, y, x, ld, radius, p, work, block):  # type: ignore[no-untype
 
 
 @njit(**JIT)
-def add(t, r):  # type: ignore[no-untyped-def]
+def add(t: Any, r: Any) -> Any:
     """t += r, as a function of its own so that the loop vectorises."""
     for i in range(U(t.size)):
         t[i] += r[i]
 
 
 @njit(**JIT)
-def chip_sums(ring, d, row, blocks, stride, t):  # type: ignore[no-untyped-def]
+def chip_sums(ring: Any, d: Any, row: Any, blocks: Any, stride: Any, t: Any) -> Any:
     """Sums over blocks x blocks for every point of a row, into the front of `t`."""
     depth = ring.shape[0]
     t[:] = ring[row % depth, d]
@@ -179,14 +183,14 @@ def chip_sums(ring, d, row, blocks, stride, t):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def clean_row(t, ta, qa, tb, qb, c):  # type: ignore[no-untyped-def]
+def clean_row(t: Any, ta: Any, qa: Any, tb: Any, qb: Any, c: Any) -> Any:
     """Correlation of every point of a row at one displacement, all pixels valid."""
     for i in range(U(c.size)):
         c[i] = (t[i] - ta[i] * tb[i]) * (qa[i] * qb[i])
 
 
 @njit(**JIT)
-def masked_row(sums, kind, min_pixels, c):  # type: ignore[no-untyped-def]
+def masked_row(sums: Any, kind: Any, min_pixels: Any, c: Any) -> Any:
     """The same for the points that see masked pixels; -2 where image 1 and 2 share too few.
 
     sums[0 ... 5] = a b, n, a, b, a a, b b over the pixels valid in both images.
@@ -205,7 +209,7 @@ def masked_row(sums, kind, min_pixels, c):  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)
-def statistics(c, size, best, arg, second, mean, count, py, px):  # type: ignore[no-untyped-def]
+def statistics(c: Any, size: Any, best: Any, arg: Any, second: Any, mean: Any, count: Any, py: Any, px: Any) -> Any:
     """Peak, its index, second peak outside a 5x5 box, mean |r| and number of values; c[displacement, point]."""
     n = best.size
     count[:] = np.float32(0)
@@ -237,7 +241,24 @@ def statistics(c, size, best, arg, second, mean, count, py, px):  # type: ignore
 
 
 @njit(**JIT)
-def match(a, b, y0, x0, radius, blocks, stride, step, ta, qa, tb, qb, kind, min_pixels, block, out):  # type: ignore[no-untyped-def]
+def match(
+    a: Any,
+    b: Any,
+    y0: Any,
+    x0: Any,
+    radius: Any,
+    blocks: Any,
+    stride: Any,
+    step: Any,
+    ta: Any,
+    qa: Any,
+    tb: Any,
+    qb: Any,
+    kind: Any,
+    min_pixels: Any,
+    block: Any,
+    out: Any,
+) -> Any:
     """Match a strip of points; fills out[0 ... 7] = dy, dx, corr, second peak, mean |r|, rim, refined, share searched.
 
     Parameters

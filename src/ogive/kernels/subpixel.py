@@ -12,7 +12,7 @@ PRODUCTS: dict[str, Any] = {**JIT, "fastmath": {"contract"}}
 
 
 @njit(**JIT)
-def quadric(r, centre, row):  # type: ignore[no-untyped-def]
+def quadric(r: Any, centre: Any, row: Any) -> Any:
     """Extremum of the least-squares quadric through the 3x3 values around a peak.
 
     `r` is one correlation surface, flat; `centre` the index of the peak, `row` the distance between rows. Returns
