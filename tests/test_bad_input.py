@@ -24,7 +24,8 @@ from ogive.testing.scenes import World, make_world
 from ogive.testing.servers import range_server
 
 SPEC = WorldSpec(
-    size_km=(1.2, 1.5), n_sentinel2=3, n_landsat=0, start="2022-06-25", end="2022-08-10", cloud=0.0, speed=60.0, wedge=False
+    size_km=(1.2, 1.5), n_sentinel2=3, n_landsat=0, start="2022-06-25", end="2022-08-10",
+    cloud=0.0, speed=60.0, wedge=False,
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from ogive.testing.plan import WorldSpec
 
 # Slow ice, because a small glacier of the usual speed would shear more than any real one.
 SPEC = WorldSpec(
-    size_km=(2.2, 2.8), n_sentinel2=7, n_landsat=2, start="2022-06-10", end="2022-08-25", cloud=0.0, speed=100.0, wedge=False
+    size_km=(2.2, 2.8), n_sentinel2=7, n_landsat=2, start="2022-06-10", end="2022-08-25",
+    cloud=0.0, speed=100.0, wedge=False,
 )  # fmt: skip
 
 

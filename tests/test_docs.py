@@ -9,7 +9,6 @@ blocks are only read.
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ TEXTS = [
 ]
 # The dates and the glacier's id are those of the real demo; slow ice, because the small glacier would shear too much.
 SPEC = WorldSpec(
-    size_km=(2.4, 3.0), n_sentinel2=6, n_landsat=0, start="2022-05-20", end="2022-09-20", cloud=0.0, speed=100.0, wedge=False
+    size_km=(2.4, 3.0), n_sentinel2=6, n_landsat=0, start="2022-05-20", end="2022-09-20",
+    cloud=0.0, speed=100.0, wedge=False,
 )  # fmt: skip
 
 
@@ -55,12 +55,12 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def names(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def names(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a page may use; its folder is the current one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ogive-demo").symlink_to(demo_folder)
     cube = og.open_cube(og.search(None, source=demo_folder / "world" / "items.json"))
-    yield {"__name__": "page", "og": og, "cube": cube, "pairs": og.make_pairs(cube, days=(30, 60))}
+    return {"__name__": "page", "og": og, "cube": cube, "pairs": og.make_pairs(cube, days=(30, 60))}
 
 
 def test_there_is_python_to_run() -> None:
@@ -147,7 +147,7 @@ def modules() -> set[str]:
 
 def test_the_module_table_is_complete() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    listed = [name for name in re.findall(r"^\| `([\w/]+\.py)` \| \S", text, re.MULTILINE)]
+    listed = re.findall(r"^\| `([\w/]+\.py)` \| \S", text, re.MULTILINE)
     assert len(listed) == len(set(listed)) > 30
     # A package whose __init__ only says what it is for needs no row of its own.
     bare = {

@@ -21,7 +21,8 @@ from ogive.testing.servers import range_server, stac_server
 from ogive.testing.stores import contents
 
 SPEC = WorldSpec(
-    size_km=(1.6, 2.0), n_sentinel2=7, n_landsat=0, start="2022-06-25", end="2022-08-10", cloud=0.0, speed=80.0, wedge=False
+    size_km=(1.6, 2.0), n_sentinel2=7, n_landsat=0, start="2022-06-25", end="2022-08-10",
+    cloud=0.0, speed=80.0, wedge=False,
 )  # fmt: skip
 PAIRS = 19  # of 21: two scenes lie too close to their neighbours
 
@@ -275,7 +276,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.run(make(), progress=False)
-    with pytest.raises(StoreError, match="velocity.zarr"):
+    with pytest.raises(StoreError, match=r"velocity\.zarr"):
         run.report(tmp_path / "result")
     monkeypatch.setattr(store, "write", real)
     # As after a kill in the middle of the matching: one block has no row and holds rubbish.
@@ -291,7 +292,7 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_a_single_pair_needs_no_inversion(make: Callable[..., run.RunConfig], world: World, tmp_path: Path) -> None:
-    two = pystac.ItemCollection([i for i in world.items][:2], clone_items=False)
+    two = pystac.ItemCollection(list(world.items)[:2], clone_items=False)
     two.save_object(str(tmp_path / "two.json"))
     search = {"source": "two.json", "aoi": "RGI60-00.00001", "outlines": str(world.outlines)}
     result = run.run(make(search=search, invert=None), progress=False)

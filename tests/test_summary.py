@@ -67,7 +67,7 @@ def test_tables_count_what_is_there(moving) -> None:
     # Every cell is either valid or has at least one reason.
     flagged = (corrected["flag"].values != 0).mean()
     assert found["Flags"]["share of cells"].sum() >= flagged - 1e-9
-    text = summary.sentences(velocity, corrected, None)
+    text = summary.sentences(velocity, corrected, None, found)
     assert text[0].startswith("3 pairs of 3 scenes from 2021-07-01 to 2021-07-21, 30 x 33 cells of 80 m")
 
 

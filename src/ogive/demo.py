@@ -132,17 +132,13 @@ def series_scores(world: World, series: xr.Dataset, velocity: xr.Dataset) -> pd.
     ice = world.glacier.ice(grids.geobox_of(series))
     rows = []
     for name, where in (("ice", ice), ("rock", ~ice)):
-        rows.append(
-            {"ground": name, "result": "series, 30 days", **_score(_against_windows(world, series, where))}
-        )
+        rows.append({"ground": name, "result": "series, 30 days", **_score(_against_windows(world, series, where))})
         k, score = _best_pair(world, velocity, where)
         days = [velocity[f"acquisition_date_img{n}"].values[k] for n in (1, 2)]
         seen = np.isfinite(velocity["vx"].isel(mid_date=k).values) & where
         same = invert(velocity, every=days).compute()
         rows.append({"ground": name, "result": "best single pair", **_score(score)})
-        rows.append(
-            {"ground": name, "result": "series, its days", **_score(_against_windows(world, same, seen))}
-        )
+        rows.append({"ground": name, "result": "series, its days", **_score(_against_windows(world, same, seen))})
     table = pd.DataFrame(rows).round(3)
     table.attrs["units"] = dict.fromkeys(("bias x", "bias y", "RMSE", "NMAD"), "m/yr")
     return table
