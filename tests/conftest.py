@@ -1,7 +1,8 @@
 """Shared by the tests: the real data folder, and small cubes whose pixels are a known function of map position."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(pytest.mark.skip(reason=f"no real data at {DATA}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_client_left_behind() -> Iterator[None]:
+    """A client that outlives its cluster stays Dask's default, and the next compute anywhere hangs."""
+    yield
+    if "distributed" in sys.modules:
+        with pytest.raises(ValueError, match="No clients found"):
+            sys.modules["distributed"].default_client()
 
 
 @pytest.fixture(scope="session")

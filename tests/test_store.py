@@ -418,3 +418,14 @@ def test_a_scene_that_fails_in_places_leaves_the_rest_and_the_same_line_finishes
 def test_progress_is_shown_on_the_terminal(tmp_path, capsys) -> None:
     og.write(lazy_velocity(), tmp_path / "v.zarr")
     assert "8/8" in capsys.readouterr().out
+
+
+def test_texts_come_back_as_they_were_and_are_part_of_the_fingerprint(tmp_path, moving) -> None:
+    cube, _ = moving()
+    velocity = og.track(cube, og.make_pairs(cube), og.NCC(chip=16, search=4, step=8))
+    opened = og.open_velocity(og.write(velocity, tmp_path / "a.zarr", progress=False))
+    assert opened["image_id1"].dtype == object
+    assert opened["image_id1"].values.tolist() == velocity["image_id1"].values.tolist()
+    other = opened.assign_coords(image_id1=("mid_date", np.array(["S2A_another_scene_of_the_same_length"] * 3, object)))
+    assert store.fingerprint(other) != store.fingerprint(opened)
+    assert store.fingerprint(opened.copy(deep=True)) == store.fingerprint(opened)

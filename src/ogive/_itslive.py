@@ -181,7 +181,7 @@ def _pairs(velocity: xr.Dataset) -> dict[str, xr.Variable]:
     for (kind, width), i in ((item, i) for item in _WIDTHS.items() for i in (1, 2)):
         name = f"{kind}_img{i}"
         if name in velocity.variables:
-            codes = velocity[name].values.astype(str)
+            codes = velocity[name].values.astype(object).astype(str)
             longest = max(codes.tolist(), key=len)
             if len(longest) > width:
                 fix = "use the codes of ITS_LIVE: missions L, S; satellites 8, 9, 2A ...; sensors C, MSI ..."

@@ -164,7 +164,8 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 def folder(path: Path) -> Path:
     """Where the ledger of a store lies."""
-    return path.with_name(path.name + ".ledger")
+    whole = path.absolute()  # "." has no name of its own
+    return whole.with_name(whole.name + ".ledger")
 
 
 def put(path: Path, content: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def connect(
         The scheduler does not answer, no worker came in time, or a worker lacks a package or has another version of it.
     """
     from distributed import Client
+    from distributed.comm.registry import get_backend
 
     client: Any
     if where == "local":
@@ -56,6 +57,9 @@ def connect(
         client = cluster.get_client()
     elif "://" in where:
         try:
+            # Asked first: a client that fails over its protocol stays behind as the default one, and whatever is
+            # computed next waits for it for ever.
+            get_backend(where.split("://")[0])
             client = Client(where, timeout=timeout)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:  # ValueError: a protocol that nobody speaks
             raise ClusterError(

@@ -72,7 +72,12 @@ def explain(velocity: xr.Dataset) -> Explanation:
     kernel = KERNELS[name](**parameters)
     sizes = velocity.sizes
     layout = block_layer.Blocks(
-        (sizes["y"], sizes["x"]), sizes["mid_date"], chunks[1][0], chunks[0][0], kernel.step, kernel.halo()
+        (sizes["y"], sizes["x"]),
+        sizes["mid_date"],
+        max(chunks[1][0], chunks[2][0]),
+        chunks[0][0],
+        kernel.step,
+        kernel.halo(),
     )
     read = 0
     one, two = (velocity[f"image_id{k}"].values for k in (1, 2))

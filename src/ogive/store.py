@@ -128,6 +128,9 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     ds = ds.set_coords(coords)
     for name in ds.coords:
         ds[name].load()
+        if ds[name].dtype.kind == "T":
+            # Zarr gives numpy's variable-width strings, which few libraries take yet; objects, as they were written.
+            ds[name] = ds[name].astype(object)
     for name in [n for n in ds.data_vars if ds[n].ndim < 2]:
         ds[name].load()
     ds.attrs = attrs
@@ -174,7 +177,8 @@ def fingerprint(ds: xr.Dataset) -> str:
         digest.update(f"{name} {variable.dims} {variable.dtype} {variable.shape} {variable.chunks}".encode())
         if variable.chunks is None:
             values = variable.values
-            digest.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
+            # The bytes of variable-width strings are addresses, not letters.
+            digest.update(repr(values.tolist()).encode() if values.dtype.kind in "OT" else values.tobytes())
     digest.update(json.dumps(ds.attrs, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
