@@ -101,7 +101,7 @@ def sobel(image: Image, valid: Mask) -> tuple[Image, Mask]:
 
 
 def orientation(image: Image, valid: Mask) -> tuple[Image, Mask]:
-    """Near-anisotropic orientation filter (NAOF; Van Wychen et al., 2016), after a Gaussian of 0.7 px.
+    """Near-anisotropic orientation filter (NAOF; Van Wyk de Vries & Wickert, 2021), after a Gaussian of 0.7 px.
 
     The cosine and sine of the local orientation in the axis and diagonal directions, summed: it keeps the direction of
     the gradient and drops its strength, so it matches through thin cloud and changed sunlight. Without the Gaussian it

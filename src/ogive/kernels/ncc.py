@@ -67,7 +67,7 @@ class NCC:
 
     Notes
     -----
-    Definition and masked form: Padfield (2012); loops after Rohr's displacement-major order, see `_ncc_numba`.
+    Masked form: Padfield (2012), doi:10.1109/TIP.2011.2181402; the order of the loops is described in `_ncc_numba`.
     A chip needs half of its pixels valid in image 1, a displacement needs half of them valid in both images, and half
     of all displacements must have that: else the true one may lie under a cloud, and the best of the rest is returned.
 
