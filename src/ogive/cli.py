@@ -245,7 +245,7 @@ def _show(title: str, frame: pd.DataFrame, as_json: bool) -> None:
     for column in frame.columns:
         number = pd.api.types.is_numeric_dtype(frame[column])
         table.add_column(
-            f"{column} [{units[column]}]" if column in units else str(column), justify="right" if number else "left"
+            f"{column} ({units[column]})" if column in units else str(column), justify="right" if number else "left"
         )
     for row in frame.itertuples(index=False):
         table.add_row(*(format_value(value) for value in row))
