@@ -7,7 +7,6 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,11 @@ from numpy.typing import NDArray
 from ogive import flags
 from ogive.blocks import OUTPUTS
 from ogive.errors import ParameterError
-from ogive.kernels import KERNELS, NCC, Custom, Kernel, _ncc_cupy
+from ogive.kernels import KERNELS, NCC, Custom, Kernel
+from ogive.testing.backends import GpuCodeOnNumPy
 from ogive.testing.textures import fractal_scene
 
 Window = tuple[NDArray[np.float32], NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class GpuCodeOnNumPy(NCC):
-    """The code of the GPU backend, run on NumPy arrays."""
-
-    backend: str = "cupy"
-
-    def _cupy(self, first: Any, second: Any, kind: NDArray[np.uint8]) -> NDArray[np.float32]:
-        geometry = (self._origin(), self.search, self.chip, self.step, self._block)
-        scenes = (first.image, first.valid, second.image, second.valid)
-        return _ncc_cupy.match(*scenes, kind.shape, geometry, self._min_pixels, xp=np)
 
 
 # Small chips on self-similar texture have high second peaks; the limit is not what is tested here.

@@ -13,24 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ogive import flags
-from ogive.kernels import NCC, _ncc_cupy, _ncc_numba, _ncc_reference
+from ogive.kernels import NCC, _ncc_numba, _ncc_reference
 from ogive.kernels.subpixel import quadric
+from ogive.testing.backends import GpuCodeOnNumPy
 from ogive.testing.pairs import TruthPair, truth_pair
 from ogive.testing.textures import fractal_scene
 
 FIXTURES = Path("velocity", "autorift_jl_fixtures")
-
-
-@dataclass(frozen=True)
-class GpuCodeOnNumPy(NCC):
-    """The code of the GPU backend, run on NumPy arrays."""
-
-    backend: str = "cupy"
-
-    def _cupy(self, first: Any, second: Any, kind: NDArray[np.uint8]) -> NDArray[np.float32]:
-        geometry = (self._origin(), self.search, self.chip, self.step, self._block)
-        scenes = (first.image, first.valid, second.image, second.valid)
-        return _ncc_cupy.match(*scenes, kind.shape, geometry, self._min_pixels, xp=np)
 
 
 # --- the backends against the slow reference ---

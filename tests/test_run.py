@@ -32,23 +32,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"), SPEC)
 
 
+def small_run(world: World) -> dict[str, Any]:
+    """The sections of a run file for the small world."""
+    return {
+        "output": "result",
+        "search": {"source": str(world.items_file), "aoi": "RGI60-00.00001", "outlines": str(world.outlines)},
+        "cube": {"buffer": 300},
+        "pairs": {"days": [5, 60], "same_orbit": False},
+        "kernel": {"name": "ncc", "chip": 16, "search": 6, "step": 8},
+        "stable": {"ice": str(world.outlines), "rock": str(world.rock), "buffer": 80},
+        "invert": {"every": "15D"},
+    }
+
+
 @pytest.fixture
 def make(world: World, tmp_path: Path) -> Callable[..., run.RunConfig]:
     """A run file in a folder of its own; keywords replace whole sections."""
 
     def make(**sections: Any) -> run.RunConfig:
-        content = {
-            "output": "result",
-            "search": {"source": str(world.items_file), "aoi": "RGI60-00.00001", "outlines": str(world.outlines)},
-            "cube": {"buffer": 300},
-            "pairs": {"days": [5, 60], "same_orbit": False},
-            "kernel": {"name": "ncc", "chip": 16, "search": 6, "step": 8},
-            "stable": {"ice": str(world.outlines), "rock": str(world.rock), "buffer": 80},
-            "invert": {"every": "15D"},
-            **sections,
-        }
         path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump({**small_run(world), **sections}))
         return run.load(path)
 
     return make
@@ -58,17 +61,7 @@ def make(world: World, tmp_path: Path) -> Callable[..., run.RunConfig]:
 def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one finished run; copy it before you change it."""
     folder = tmp_path_factory.mktemp("finished")
-    config = run.RunConfig.model_validate(
-        {
-            "output": str(folder / "result"),
-            "search": {"source": str(world.items_file), "aoi": "RGI60-00.00001", "outlines": str(world.outlines)},
-            "cube": {"buffer": 300},
-            "pairs": {"days": [5, 60], "same_orbit": False},
-            "kernel": {"name": "ncc", "chip": 16, "search": 6, "step": 8},
-            "stable": {"ice": str(world.outlines), "rock": str(world.rock), "buffer": 80},
-            "invert": {"every": "15D"},
-        }
-    )
+    config = run.RunConfig.model_validate({**small_run(world), "output": str(folder / "result")})
     run.run(config, progress=False)
     return folder / "result"
 

@@ -224,7 +224,7 @@ def _finish(result: Any, as_json: bool, names: tuple[str, ...]) -> None:
     console.print(
         f"matches   {result.matches}",
         f"velocity  {result.velocity}",
-        f"series    {result.series}",
+        *([] if result.series is None else [f"series    {result.series}"]),
         sep="\n",
         markup=False,
     )

@@ -171,7 +171,8 @@ def open_cube(
     )
     cube["image"].attrs |= {"long_name": "reflectance after scale and offset", "units": "1"}
     cube["mask"].attrs |= quality.attributes()
-    if any(r == "resample" for r in related):
+    # A grid that the caller chose is meant to be resampled to; the coarse look of usable_share is one.
+    if grid is None and "resample" in related:
         log.info("%d of %d scenes are resampled (%s) to the grid", related.count("resample"), len(related), resampling)
     return cube
 

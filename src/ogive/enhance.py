@@ -35,7 +35,6 @@ class Filter:
 
     apply: Callable[[Image, Mask], tuple[Image, Mask]]
     halo: int
-    about: str
 
 
 def none(image: Image, valid: Mask) -> tuple[Image, Mask]:
@@ -122,13 +121,13 @@ def orientation(image: Image, valid: Mask) -> tuple[Image, Mask]:
 
 
 FILTERS: dict[str, Filter] = {
-    "none": Filter(none, 0, "no filter"),
-    "high_pass": Filter(high_pass, int(3 * SIGMA + 0.5), "Gaussian high-pass, sigma 3 px"),
-    "wallis": Filter(wallis, WALLIS_WIDTH // 2, "Wallis, 21 px"),
-    "sobel_x": Filter(sobel_x, 1, "Sobel derivative along x"),
-    "sobel_y": Filter(sobel_y, 1, "Sobel derivative along y"),
-    "sobel": Filter(sobel, 1, "Sobel gradient magnitude"),
-    "orientation": Filter(orientation, 4, "near-anisotropic orientation (NAOF) after a Gaussian of 0.7 px"),
+    "none": Filter(none, 0),
+    "high_pass": Filter(high_pass, int(3 * SIGMA + 0.5)),
+    "wallis": Filter(wallis, WALLIS_WIDTH // 2),
+    "sobel_x": Filter(sobel_x, 1),
+    "sobel_y": Filter(sobel_y, 1),
+    "sobel": Filter(sobel, 1),
+    "orientation": Filter(orientation, 4),
 }
 
 

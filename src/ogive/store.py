@@ -214,6 +214,7 @@ class _BlockGrid:
 
     @staticmethod
     def key(index: tuple[int, ...]) -> str:
+        """The name of a block in the ledger."""
         return ".".join(map(str, index))
 
     def keys(self, index: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
