@@ -94,7 +94,7 @@ def test_page_is_complete_and_escaped(tmp_path: Path, frame: pd.DataFrame) -> No
     assert ["parameters.chip", "32"] in page.cells
     assert ["items", "47 entries: S2A_0, S2A_1, S2A_2, …"] in page.cells
     numbers = [attrs.get("class") for tag, attrs in page.tags if tag == "td"][:4]
-    assert numbers == [None, "number", "number", None]
+    assert numbers == ["short", "number", "number", "short"]
 
 
 def test_page_needs_nothing_else(tmp_path: Path, frame: pd.DataFrame) -> None:
