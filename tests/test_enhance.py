@@ -1,4 +1,4 @@
-"""Pre-filters: what they do to known patterns, and what must not matter to them."""
+"""Pre-filters: what they do to known patterns, what must not matter to them, and the same by SciPy."""
 
 from typing import Any
 
@@ -72,6 +72,18 @@ def test_a_pixel_does_not_depend_on_how_the_image_was_cut(name, y, x, h, w, imag
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_masked_pixel_changes_only_what_reaches_it(name, image) -> None:
+    halo = enhance.get(name).halo
+    hole = EVERY.copy()
+    hole[40, 50] = False
+    near = np.zeros_like(hole)
+    near[40 - halo : 41 + halo, 50 - halo : 51 + halo] = True
+    for one, two in zip(apply(name, image, hole), apply(name, image), strict=True):
+        assert one[~near].tobytes() == two[~near].tobytes()
+        assert (one != two)[near].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_values_under_the_mask_have_no_influence(name, image, holes) -> None:
     expected = apply(name, np.where(holes, image, 0), holes)
     assert expected[1].any()
@@ -120,10 +132,35 @@ def test_high_pass_removes_a_ramp_and_keeps_what_is_small(image, holes) -> None:
     assert np.abs(apply("high_pass", np.full(EVERY.shape, 0.4), holes)[0]).max() == 0
 
 
-def test_high_pass_is_the_image_less_its_gaussian_mean(image) -> None:
-    expected = image - ndimage.gaussian_filter(image.astype(float), 3, radius=9)
-    got = apply("high_pass", image)[0]
-    np.testing.assert_allclose(inner("high_pass", got), inner("high_pass", expected), atol=1e-6)
+def mean_of_valid(image: Any, valid: Any, taps: Any) -> NDArray[np.float64]:
+    """Normalised convolution by SciPy, float64."""
+
+    def smooth(values: Any) -> NDArray[np.float64]:
+        return ndimage.correlate(np.asarray(values, float), np.outer(taps, taps), mode="constant")
+
+    return smooth(np.where(valid, image, 0)) / np.maximum(smooth(valid), 1e-9)
+
+
+GAUSSIAN = np.exp(-0.5 * (np.arange(-9, 10) / 3) ** 2)
+
+
+@pytest.mark.parametrize(("name", "taps"), [("high_pass", GAUSSIAN / GAUSSIAN.sum()), ("box_high_pass", np.ones(9))])
+@pytest.mark.parametrize("cut", [np.s_[:, :], np.s_[:30, :50], np.s_[:5, :7], np.s_[:, :3]])
+def test_a_high_pass_is_the_image_less_the_mean_of_the_valid_pixels(name, taps, cut, image, holes) -> None:
+    for mask in (EVERY, holes):
+        im, valid = image[cut], mask[cut]
+        expected = np.where(valid, im - mean_of_valid(im, valid, taps), 0)
+        assert np.abs(expected).max() > 0.02
+        # Float32 at a level of 0.4.
+        np.testing.assert_allclose(apply(name, im, valid)[0], expected, atol=1e-6)
+
+
+def test_high_pass_is_exact_on_bright_snow(image) -> None:
+    snow = (8000 + 100 * (image - 0.4)).astype(np.float32)  # a contrast of 5 at a level of 8000, where an ulp is 0.0005
+    expected = snow - ndimage.gaussian_filter(snow.astype(float), 3, radius=9)
+    error = inner("high_pass", apply("high_pass", snow)[0] - expected)
+    assert np.abs(error).max() < 0.02
+    assert error.std() < 0.001
 
 
 def test_wallis_brings_every_place_to_the_same_contrast(image) -> None:
@@ -147,6 +184,16 @@ def test_wallis_is_mean_and_deviation_of_the_box(image) -> None:
             assert got[y, x] == pytest.approx((im[y, x] - box.mean()) / box.std(ddof=1), abs=1e-4)
 
 
+def test_wallis_counts_the_valid_pixels_alone(image, holes) -> None:
+    got, valid = apply("wallis", image, holes)
+    exact = image.astype(float)
+    mean, square = (mean_of_valid(im, holes, np.ones(21)) for im in (exact, exact**2))
+    spread = np.sqrt(np.maximum(square - mean**2, 1e-12) * 441 / 440)
+    expected = np.where(holes, (exact - mean) / spread, 0)
+    assert (valid == holes).all()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
 def test_sobel_has_the_sign_and_direction_of_the_axes() -> None:
     y, x = np.indices(EVERY.shape)
     image = 3.0 * x - 2.0 * y
@@ -165,7 +212,7 @@ def test_sobel_is_the_convolution_with_its_stencil(image) -> None:
         np.testing.assert_allclose(inner(name, got), inner(name, expected), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "reach"), [("sobel_x", 1), ("sobel_y", 1), ("sobel", 1), ("orientation", 4)])
+@pytest.mark.parametrize(("name", "reach"), [("sobel_x", 1), ("sobel_y", 1), ("sobel", 1), ("orientation", 3)])
 def test_a_stencil_loses_the_border_of_every_hole_and_no_more(name, reach, image) -> None:
     holes = EVERY.copy()
     holes[40, 50] = False
@@ -174,6 +221,21 @@ def test_a_stencil_loses_the_border_of_every_hole_and_no_more(name, reach, image
     assert (lost.min(0) == (40 - reach, 50 - reach)).all()
     assert (lost.max(0) == (40 + reach, 50 + reach)).all()
     assert len(lost) == (2 * reach + 1) ** 2
+
+
+def test_orientation_is_the_published_formula(image) -> None:
+    smooth = ndimage.gaussian_filter(image.astype(float), 0.7, radius=2)
+
+    def second(dy: int, dx: int) -> NDArray[np.float64]:
+        return 2 * smooth - np.roll(smooth, (dy, dx), (0, 1)) - np.roll(smooth, (-dy, -dx), (0, 1))
+
+    expected = np.zeros(smooth.shape)
+    for one, two in (((0, 1), (1, 0)), ((1, 1), (1, -1))):
+        angle = np.arctan2(second(*one), second(*two))
+        expected += np.cos(angle) + np.sin(angle)
+    # Rounding of a small second difference turns its direction.
+    np.testing.assert_allclose(inner("orientation", apply("orientation", image)[0]), inner("orientation", expected),
+                               atol=2e-3)  # fmt: skip
 
 
 def test_orientation_knows_directions_and_not_strength(image) -> None:
@@ -200,7 +262,33 @@ def test_orientation_of_a_paraboloid_of_revolution_is_its_diagonal() -> None:
 
 def test_halo_and_names() -> None:
     assert {n: f.halo for n, f in enhance.FILTERS.items()} == {
-        "none": 0, "high_pass": 9, "wallis": 10, "sobel_x": 1, "sobel_y": 1, "sobel": 1, "orientation": 4,
+        "none": 0, "high_pass": 9, "box_high_pass": 4, "wallis": 10, "sobel_x": 1, "sobel_y": 1, "sobel": 1,
+        "orientation": 3,
     }  # fmt: skip
     with pytest.raises(ParameterError, match=r"enhance: must be one of none, high_pass.* \(found 'clahe'\)"):
         enhance.get("clahe")
+
+
+def test_noise_in_gaps_is_normal_and_belongs_to_the_pixel(image) -> None:
+    nothing = np.zeros((400, 500), bool)
+    noise = enhance.fill_gaps(np.zeros(nothing.shape, np.float32), nothing, 3, (0, 0))
+    assert noise.dtype == np.float32
+    # Four standard errors of 200 000 independent values.
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+    assert abs((noise**4).mean() - 3) < 4 * np.sqrt(96 / noise.size)
+    for near in (noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1]):
+        assert abs(near.mean()) < 4 / np.sqrt(near.size)
+    part = enhance.fill_gaps(np.zeros((30, 40), np.float32), nothing[:30, :40], 3, (-7, 60))
+    assert part[7:].tobytes() == noise[:23, 60:100].copy().tobytes()
+    other = enhance.fill_gaps(np.zeros(nothing.shape, np.float32), nothing, 4, (0, 0))
+    assert abs((noise * other).mean()) < 4 / np.sqrt(noise.size)
+
+
+def test_noise_leaves_valid_pixels_alone(image, holes) -> None:
+    filtered, valid = apply("wallis", image, holes)
+    before = filtered.copy()
+    filled = enhance.fill_gaps(filtered, valid, 3, (0, 0))
+    np.testing.assert_array_equal(filtered, before)
+    np.testing.assert_array_equal(filled[valid], filtered[valid])
+    assert (filled[~valid] != 0).all()

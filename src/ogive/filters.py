@@ -1,26 +1,189 @@
 """Filters: velocity in, velocity out. They only *add* flag bits; where a bit is not a warning, vx, vy, v become NaN.
 
-The science is `neighbour_test`, a pure function on one stack of displacement fields. The lazy part adds as many cells
-around each block as the widest test reaches, so the bits do not depend on the chunks. The raw store keeps everything.
+`outliers` is the filter to use: agreement of neighbours, then the normalised median test. On the truth case with light
+and cloud (chips of 32 px) it leaves 0.06 % of gross errors out of 1.5 %, for 2.8 % of the good vectors.
+
+The science is in `ogive._neighbours`, pure functions on displacement fields. The lazy part adds as many cells around
+each block as the tests reach, so the bits do not depend on the chunks. The raw store keeps everything.
 """
 
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numba import njit
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from . import _neighbours as neighbours
 from . import flags, grid
-from ._median import median
 from .errors import ParameterError
 from .provenance import record
 
 Form = Literal["normalised", "mad"]
+Steps: TypeAlias = Sequence[tuple[Callable[..., NDArray[np.uint8]], int]]
+"""Tests of `(dy, dx, stride)` in their order, each with the flag of what it rejects."""
 
 THRESHOLDS: dict[Form, float] = {"normalised": 2.0, "mad": 4.0}
 """Usual thresholds: 2 in particle image velocimetry (Westerweel & Scarano 2005), 4 unscaled MAD in glacier tracking."""
+MEDIANS: dict[Form, Callable[..., NDArray[np.uint8]]] = {
+    "normalised": neighbours.normalised_median,
+    "mad": neighbours.mad,
+}
+TOLERANCE = 16.0
+"""Difference of displacements that still agree [m]: a fifth of a search of 8 px in a 10 m image."""
+SHARE = 0.32
+"""Least share of the vectors in a window that agree: 8 of 25."""
+
+
+def outliers(
+    velocity: xr.Dataset,
+    *,
+    tolerance: float = TOLERANCE,
+    share: float = SHARE,
+    threshold: float = 2.0,
+    noise: float = 1.0,
+    min_neighbours: int = 5,
+    max_stride: int = 4,
+) -> xr.Dataset:
+    """Flag wrong vectors: three rounds of `agreement`, then two of the normalised median test on what is left.
+
+    Agreement takes what a cloud has shifted at random, which would spoil the medians; the median test takes what is
+    only near the truth. A rejected vector is no witness in the next round.
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        As for `local_median`.
+    tolerance, share
+        As in `agreement`.
+    threshold, noise, min_neighbours, max_stride
+        As in `local_median`.
+
+    Returns
+    -------
+    xr.Dataset
+        The input with NEIGHBOURS, OUTLIER and FEW_NEIGHBOURS added to `flag`. Lazy if the input is.
+
+    Raises
+    ------
+    ParameterError
+        A value out of its range.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> velocity, _ = velocity_cube("100")
+    >>> velocity["vx"][0, 5, 5] = 5000.0
+    >>> flags.explain(outliers(velocity)["flag"].values[0, 5, 5])
+    ['neighbours_disagree']
+    """
+    said = _checked(tolerance=tolerance, share=share, threshold=threshold, noise=noise,
+                    min_neighbours=min_neighbours, max_stride=max_stride)  # fmt: skip
+    agree = partial(neighbours.agreement, tolerance=tolerance, share=share, few=min_neighbours)
+    fits = partial(neighbours.normalised_median, threshold=threshold, noise=noise, few=min_neighbours)
+    steps = [(agree, flags.NEIGHBOURS)] * 3 + [(fits, flags.OUTLIER)] * 2
+    return _tested(record(velocity, "filters.outliers", **said), steps, 2 * len(steps), max_stride)
+
+
+def agreement(
+    velocity: xr.Dataset,
+    *,
+    tolerance: float = TOLERANCE,
+    share: float = SHARE,
+    rounds: int = 3,
+    min_neighbours: int = 5,
+    max_stride: int = 4,
+) -> xr.Dataset:
+    """Flag vectors with which too few of their neighbours agree: normalised displacement coherence.
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        As for `local_median`.
+    tolerance : float
+        Largest difference in each component between displacements that agree [m].
+    share : float
+        Least share of the valid vectors of the 5 x 5 window, the tested one included, that agree with it.
+    rounds : int
+        Repetitions; a rejected vector is no witness in the next.
+    min_neighbours, max_stride
+        As in `local_median`.
+
+    Returns
+    -------
+    xr.Dataset
+        The input with NEIGHBOURS and FEW_NEIGHBOURS added to `flag`. Lazy if the input is.
+
+    Raises
+    ------
+    ParameterError
+        A value out of its range.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> velocity, _ = velocity_cube("100")
+    >>> velocity["vx"][0, 5, 5] = 5000.0
+    >>> flags.explain(agreement(velocity)["flag"].values[0, 5, 5])
+    ['neighbours_disagree']
+    """
+    said = _checked(tolerance=tolerance, share=share, rounds=rounds, min_neighbours=min_neighbours,
+                    max_stride=max_stride)  # fmt: skip
+    agree = partial(neighbours.agreement, tolerance=tolerance, share=share, few=min_neighbours)
+    steps = [(agree, flags.NEIGHBOURS)] * rounds
+    return _tested(record(velocity, "filters.agreement", **said), steps, 2 * rounds, max_stride)
+
+
+def vector_median(
+    velocity: xr.Dataset,
+    *,
+    window: int = 5,
+    threshold: float = 2.0,
+    noise: float = 1.0,
+    min_neighbours: int = 5,
+    max_stride: int = 4,
+) -> xr.Dataset:
+    """Flag vectors far from the vector median of their neighbours: a test that knows no axes.
+
+    The vector median is the neighbour with the least sum of distances to the others. A vector stays if it is no
+    farther from it than threshold * (median distance of the neighbours) + noise.
+
+    Parameters
+    ----------
+    velocity, window, noise, min_neighbours, max_stride
+        As for `local_median`.
+    threshold : float
+        2 rejects as much on the truth cases as the normalised median test does at its 2.
+
+    Returns
+    -------
+    xr.Dataset
+        The input with OUTLIER and FEW_NEIGHBOURS added to `flag`. Lazy if the input is.
+
+    Raises
+    ------
+    ParameterError
+        A value out of its range.
+
+    Notes
+    -----
+    Astola, Haavisto & Neuvo (1990), doi:10.1109/5.54807.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> velocity, _ = velocity_cube("100")
+    >>> velocity["vx"][0, 5, 5] = 5000.0
+    >>> flags.explain(vector_median(velocity)["flag"].values[0, 5, 5])
+    ['local_median_outlier']
+    """
+    said = _checked(window=window, threshold=threshold, noise=noise, min_neighbours=min_neighbours,
+                    max_stride=max_stride)  # fmt: skip
+    half = window // 2
+    fits = partial(neighbours.vector_median, threshold=threshold, noise=noise, half=half, few=min_neighbours)
+    return _tested(record(velocity, "filters.vector_median", **said), [(fits, flags.OUTLIER)], half, max_stride)
 
 
 def local_median(
@@ -75,37 +238,15 @@ def local_median(
     >>> flags.explain(local_median(velocity)["flag"].values[0, 5, 5])
     ['local_median_outlier']
     """
-    if window < 3 or window % 2 == 0:
-        raise ParameterError("window", rule="must be odd and at least 3", value=window, fix="use 5")
     if form not in THRESHOLDS:
         raise ParameterError("form", rule=f"must be one of {', '.join(THRESHOLDS)}", value=repr(form))
     threshold = THRESHOLDS[form] if threshold is None else threshold
-    for name, value in (("threshold", threshold), ("max_stride", max_stride), ("min_neighbours", min_neighbours)):
-        if not value > 0:
-            raise ParameterError(name, rule="must be positive", value=value)
-    if not noise >= 0:
-        raise ParameterError("noise", rule="must not be negative [m]", value=noise)
-    dx, dy = _displacements(velocity)
-    stride = _strides(velocity, max_stride)
-    options: dict[str, Any] = {
-        "half": window // 2,
-        "scaled": form == "normalised",
-        "threshold": float(threshold),
-        "noise": float(noise),
-        "min_neighbours": int(min_neighbours),
-    }
-    said = {**options, "window": window, "form": form, "max_stride": max_stride}
-    out = record(velocity, "filters.local_median", **said)
-    if dx.chunks is None and dy.chunks is None:
-        return _add(out, dx.copy(data=neighbour_test(dx.values, dy.values, stride.values, **options)))
-    reach = window // 2 * max_stride
-    chunks = dx.chunks or dy.chunks
-    data = [a.chunk(dict(zip(("mid_date", "y", "x"), cast(Any, chunks), strict=True))).data for a in (dx, dy, stride)]
-    bits = da.map_overlap(
-        neighbour_test, *data, depth={0: 0, 1: reach, 2: reach}, boundary="none", dtype=np.uint16,
-        meta=np.empty((0, 0, 0), np.uint16), **options,
-    )  # fmt: skip
-    return _add(out, dx.copy(data=bits.rechunk(chunks)))
+    said = _checked(window=window, threshold=threshold, noise=noise, min_neighbours=min_neighbours,
+                    max_stride=max_stride)  # fmt: skip
+    half = window // 2
+    fits = partial(MEDIANS[form], threshold=threshold, noise=noise, half=half, few=min_neighbours)
+    velocity = record(velocity, "filters.local_median", form=form, **said)
+    return _tested(velocity, [(fits, flags.OUTLIER)], half, max_stride)
 
 
 def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
@@ -152,6 +293,105 @@ def speed_limit(velocity: xr.Dataset, maximum: float) -> xr.Dataset:
     return _add(velocity, fast * np.uint16(flags.OUTLIER))
 
 
+def fill(velocity: xr.Dataset, *, min_neighbours: int = 5) -> xr.Dataset:
+    """Fill small holes with the median of the eight vectors around; never twice, so a large hole stays a hole.
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        dims (mid_date, y, x) with `vx`, `vy`, `v`, `interp_mask`, `flag`.
+    min_neighbours : int
+        Least number of valid vectors among the eight.
+
+    Returns
+    -------
+    xr.Dataset
+        The input with `vx`, `vy`, `v` where they were missing, `interp_mask` 1 and INTERPOLATED added to `flag` there;
+        the bits that say why the vector was missing stay. `vx_error_px` and `vy_error_px`, if there, are NaN: what
+        was not measured has no error of a match. What was never computed is not filled. Lazy if the input is.
+
+    Raises
+    ------
+    ParameterError
+        `min_neighbours` outside 1 ... 8.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> velocity, _ = velocity_cube("100")
+    >>> velocity["interp_mask"] = xr.zeros_like(velocity["flag"], np.uint8)
+    >>> filled = fill(local_median(velocity))
+    >>> int(filled["interp_mask"].sum()) > 0
+    True
+    """
+    if not 1 <= min_neighbours <= 8:
+        raise ParameterError("min_neighbours", rule="of the eight around lie in 1 ... 8", value=min_neighbours)
+    out = record(velocity, "filters.fill", min_neighbours=min_neighbours)
+    vx, vy = (velocity[name].transpose("mid_date", "y", "x") for name in ("vx", "vy"))
+    found_x = _windows(neighbours.medians, [vx, vy], 1, vx.dtype, least=min_neighbours)
+    found_y = _windows(neighbours.medians, [vy, vx], 1, vy.dtype, least=min_neighbours)
+    computed = (velocity["flag"] & np.uint16(flags.NOT_COMPUTED)) == 0
+    filled = computed & ~np.isfinite(vx + vy) & np.isfinite(found_x)
+    speed = (found_x**2 + found_y**2) ** 0.5
+    values = {"vx": found_x, "vy": found_y, "v": speed, "interp_mask": 1, "vx_error_px": np.nan, "vy_error_px": np.nan}
+    for name, value in values.items():
+        if name in velocity:
+            old = velocity[name]
+            out[name] = old.where(~filled, value).transpose(*old.dims).astype(old.dtype).assign_attrs(old.attrs)
+    return _add(out, filled * np.uint16(flags.INTERPOLATED))
+
+
+def _checked(**parameters: Any) -> dict[str, Any]:
+    """The parameters, if each is in its range."""
+    for name, value in parameters.items():
+        if name == "window" and (value < 3 or value % 2 == 0):
+            raise ParameterError("window", rule="must be odd and at least 3", value=value, fix="use 5")
+        if name == "noise" and not value >= 0:
+            raise ParameterError("noise", rule="must not be negative [m]", value=value)
+        if name == "share" and not 0 < value <= 1:
+            raise ParameterError("share", rule="must lie in 0 ... 1", value=value)
+        if name != "noise" and not value > 0:
+            raise ParameterError(name, rule="must be positive", value=value)
+    return parameters
+
+
+def _tested(velocity: xr.Dataset, steps: Steps, reach: int, max_stride: int) -> xr.Dataset:
+    """The dataset after these tests, which look `reach` strides far together."""
+    dx, dy = _displacements(velocity)
+    arrays = [dy, dx, _strides(velocity, max_stride)]
+    return _add(velocity, _windows(_bits, arrays, reach * max_stride, np.uint16, steps=steps))
+
+
+def _bits(dy: NDArray[Any], dx: NDArray[Any], stride: NDArray[np.int64], *, steps: Steps) -> NDArray[np.uint16]:
+    """Flag bits of the tests, one after the other on what the ones before have left."""
+    dy, dx = dy.copy(), dx.copy()
+    bits = np.zeros(dy.shape, np.uint16)
+    for test, flag in steps:
+        verdict = test(dy, dx, stride)
+        rejected = verdict == neighbours.REJECTED
+        bits[rejected] = flag
+        dy[rejected] = dx[rejected] = np.nan
+    bits[verdict == neighbours.ALONE] = flags.FEW_NEIGHBOURS
+    return bits
+
+
+def _windows(
+    function: Callable[..., NDArray[Any]], arrays: list[xr.DataArray], reach: int, dtype: DTypeLike, **options: Any
+) -> xr.DataArray:
+    """A function of (M, y, x) arrays, block by block with `reach` more cells on each side; lazy if one of them is."""
+    first = arrays[0]
+    chunks = next((a.chunks for a in arrays if a.chunks is not None), None)
+    if chunks is None:
+        return first.copy(data=function(*(a.values for a in arrays), **options))
+    data = [a.chunk(dict(zip(first.dims, chunks, strict=True))).data for a in arrays]
+    # Dask allows no overlap wider than the array.
+    depth = {0: 0, 1: min(reach, first.shape[1]), 2: min(reach, first.shape[2])}
+    result = da.map_overlap(
+        function, *data, depth=depth, boundary="none", dtype=dtype, meta=np.empty((0, 0, 0), dtype), **options
+    )
+    return first.copy(data=result.rechunk(chunks))
+
+
 def _add(velocity: xr.Dataset, bits: xr.DataArray) -> xr.Dataset:
     """Add flag bits and drop the values that they make invalid."""
     bits = bits.astype(np.uint16)
@@ -165,7 +405,7 @@ def _add(velocity: xr.Dataset, bits: xr.DataArray) -> xr.Dataset:
 
 def _displacements(velocity: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """vx, vy as displacements between the images [m]: pairs of any baseline then share one noise."""
-    days = (velocity["acquisition_date_img2"] - velocity["acquisition_date_img1"]) / np.timedelta64(86400, "s")
+    days = grid.pair_days(velocity)
     years = (days / grid.YEAR_DAYS).astype(np.float64)
     dx, dy = ((velocity[name] * years).transpose("mid_date", "y", "x") for name in ("vx", "vy"))
     return dx, dy
@@ -216,44 +456,6 @@ def neighbour_test(
     >>> neighbour_test(d, d, np.ones((1, 5, 5), np.int64))[0, 2].tolist()
     [0, 0, 256, 0, 0]
     """
-    bits = np.zeros(dx.shape, np.uint16)
-    values = [np.ascontiguousarray(a, np.float64) for a in (dx, dy)]
-    steps = np.ascontiguousarray(stride, np.int64)
-    _test(values[0], values[1], steps, half, scaled, threshold, noise, min_neighbours, bits)
-    return bits
-
-
-@njit(nogil=True, cache=True)
-def _test(
-    dx: Any, dy: Any, stride: Any, half: Any, scaled: Any, threshold: Any, noise: Any, few: Any, bits: Any
-) -> Any:
-    pairs, height, width = dx.shape
-    size = (2 * half + 1) ** 2
-    near, scratch = np.empty((2, size)), np.empty(size)
-    for m in range(pairs):
-        for y in range(height):
-            for x in range(width):
-                if not (np.isfinite(dx[m, y, x]) and np.isfinite(dy[m, y, x])):
-                    continue
-                count, s = 0, stride[m, y, x]
-                for a in range(-half, half + 1):
-                    for b in range(-half, half + 1):
-                        i, j = y + a * s, x + b * s
-                        if (a == 0 and b == 0) or i < 0 or j < 0 or i >= height or j >= width:
-                            continue
-                        if np.isfinite(dx[m, i, j]) and np.isfinite(dy[m, i, j]):
-                            near[0, count], near[1, count] = dx[m, i, j], dy[m, i, j]
-                            count += 1
-                if count < few:
-                    bits[m, y, x] = flags.FEW_NEIGHBOURS
-                    continue
-                for c in range(2):
-                    scratch[:count] = near[c, :count]
-                    middle = median(scratch, count)
-                    for k in range(count):
-                        scratch[k] = abs(near[c, k] - middle)
-                    spread = median(scratch, count)
-                    away = abs((dx if c == 0 else dy)[m, y, x] - middle)
-                    limit = threshold * (spread + noise) if scaled else max(threshold * spread, noise)
-                    if away > limit:
-                        bits[m, y, x] = flags.OUTLIER
+    test = neighbours.normalised_median if scaled else neighbours.mad
+    fits = partial(test, threshold=threshold, noise=noise, half=half, few=min_neighbours)
+    return _bits(dy, dx, stride, steps=[(fits, flags.OUTLIER)])

@@ -91,7 +91,7 @@ def explain(value: int) -> list[str]:
 
 
 def invalid(flag: Any) -> Any:
-    """True where the flag says that the value is not valid (any bit that is not a warning).
+    """True where the flag says that the value is not valid: any bit that is not a warning, unless it was filled.
 
     Parameters
     ----------
@@ -102,4 +102,4 @@ def invalid(flag: Any) -> Any:
     >>> invalid(np.array([0, NOT_REFINED, RIM], np.uint16)).tolist()
     [False, False, True]
     """
-    return (flag & np.uint16(0xFFFF & ~WARNINGS)) != 0
+    return ((flag & np.uint16(0xFFFF & ~WARNINGS)) != 0) & ((flag & np.uint16(INTERPOLATED)) == 0)

@@ -22,7 +22,7 @@ from .report import write_report
 if TYPE_CHECKING:
     from .run import RunConfig
 
-FILTERS = ("local_median", "correlation", "speed_limit")
+FILTERS = ("outliers", "local_median", "agreement", "vector_median", "correlation", "speed_limit", "fill")
 """Filters that a run file may name."""
 
 
