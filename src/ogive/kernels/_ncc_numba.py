@@ -1,15 +1,17 @@
-"""NCC on the CPU, displacement-major: one displacement at a time serves every chip of a row of points.
+"""NCC on the CPU, displacement-major: one displacement at a time serves every chip, of every size, of a row of points.
 
 Neighbouring chips share most of their pixels. So the loops are turned inside out: for one displacement the two images
-are multiplied once, the products are summed over small blocks (as wide as the greatest common divisor of chip and grid
-step), and every chip's numerator is a sum of blocks. Only the last rows of blocks are kept, in a ring that fits the
-cache. Means and variances are look-ups in tables made once per scene (`tables`).
+are multiplied once, the products are summed over small blocks, and every chip's numerator is a sum of blocks. Only the
+last rows of blocks are kept, in a ring that fits the cache. Means and variances are look-ups in tables made once for a
+scene (`tables`). A larger chip is a smaller one and the blocks around it: sums grow from the centre outwards, so that
+all sizes come from one pass and each has the bits that it would have alone.
 
-Chips that see a masked pixel need six sums instead of one (Padfield, 2012), made by the same block kernel from the
-images, their squares and their masks, and only in the rows that have such chips. Which formula a point gets depends on
-its own window alone, every sum has a fixed order, and nothing is re-associated: any tiling gives the same bits.
+Chips that see a masked pixel need six sums instead of one (Padfield, 2012), made by the same block sums from the
+images, their squares and their masks, and only for the blocks that such chips touch. Which formula a point gets depends
+on its own window alone, every sum has a fixed order, and nothing is re-associated: any tiling gives the same bits.
 
-Indices in the hot loops are unsigned: signed ones make numba emit wrap-around selects, and the loop does not vectorise.
+Arrays are flat and positions are unsigned in the hot loops: a view costs an atomic count, and a signed index makes the
+compiler emit wrap-around selects, so that the loop does not vectorise.
 """
 
 from typing import Any
@@ -17,326 +19,608 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .subpixel import JIT, PRODUCTS, quadric
+from . import subpixel
+from ._simd import LANES, block_sums
+from .subpixel import JIT, quadric
 
 U = np.uint64
+F = np.float32
 CLEAN, MASKED, EMPTY = 0, 1, 2
 """Classes of points: all pixels valid; some masked; too few to match."""
+NOTHING = F(-2)
+"""Correlation of a displacement that has too few common pixels, or that the point may not have."""
+
+
+# --- tables of one scene ---
 
 
 @njit(**JIT)
-def add_squares(s: Any, q: Any, row: Any) -> Any:
-    """s += row, q += row squared."""
-    for x in range(U(row.size)):
-        value = float(row[x])
-        s[x] += value
-        q[x] += value * value
+def join(sums: Any, squares: Any, one: Any, two: Any, three: Any, odd: Any, to: Any, n: Any) -> Any:
+    """Row `to` = row `one` + row `two`, and + row `three` if odd, of both arrays."""
+    if odd:
+        for x in range(U(n)):
+            sums[to + x] = (sums[one + x] + sums[two + x]) + sums[three + x]
+            squares[to + x] = (squares[one + x] + squares[two + x]) + squares[three + x]
+    else:
+        for x in range(U(n)):
+            sums[to + x] = sums[one + x] + sums[two + x]
+            squares[to + x] = squares[one + x] + squares[two + x]
 
 
 @njit(**JIT)
-def add_both(s: Any, q: Any, more_s: Any, more_q: Any) -> Any:
-    """s += more_s, q += more_q."""
-    for x in range(U(s.size)):
-        s[x] += more_s[x]
-        q[x] += more_q[x]
+def pixels(image: Any, at: Any, sums: Any, squares: Any, to: Any, n: Any) -> Any:
+    """One row of the image and of its squares."""
+    for x in range(U(n)):
+        value = float(image[at + x])
+        sums[to + x] = value
+        squares[to + x] = value * value
 
 
 @njit(**JIT)
-def normalise(s: Any, q: Any, n: Any, mean: Any, inverse: Any) -> Any:
-    """Sums over n pixels to what `tables` returns."""
-    root = 1.0 / np.sqrt(n)
+def normalise(sums: Any, squares: Any, at: Any, count: Any, mean: Any, inverse: Any) -> Any:
+    """Sums over `count` pixels to what `tables` returns, one row."""
+    root, part = 1.0 / np.sqrt(count), 1.0 / count
     for x in range(U(mean.size)):
-        variance = q[x] - s[x] * s[x] / n
-        scale = 1.0 / np.sqrt(variance)
-        mean[x] = s[x] * root
+        s, q = sums[at + x], squares[at + x]
+        variance = q - s * s * part
+        mean[x] = s * root
         # A variance at the level of rounding is none.
-        inverse[x] = scale if variance > 1e-12 * q[x] else 0.0
+        inverse[x] = F(1) / np.sqrt(F(variance)) if variance > 1e-12 * q else F(0)
 
 
 @njit(**JIT)
-def tables(image: Any, chip: Any, block: Any, blocks: Any) -> Any:
+def spread(row: Any, table: Any, y: Any, x: Any, step: Any) -> Any:
+    """Part of a row of a table, from column x, a multiple of `step`, into polyphase order."""
+    for p in range(min(step, row.size)):
+        to = table[y % step, p, y // step, x // step :]
+        for i in range(U((row.size - p + step - 1) // step)):
+            to[i] = row[U(p) + i * U(step)]
+
+
+@njit(**JIT)
+def tables(image: Any, chip: Any, out: Any) -> Any:
     """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat.
 
-    `image` is (h, w) float32, contiguous; the sums are float64. Rows of a block first, then rows of blocks, the same
-    along the rows: block + blocks additions for a chip of block * blocks, in a fixed order.
+    `image` is (h, w) float32, contiguous. `out` is (2, step, step, J, I): pixel (y, x) goes to [:, y % step, x % step,
+    y // step, x // step], so that the values of a row of points are neighbours whatever the displacement. Sums are
+    float64, from halves: first of rows, then along the rows, each in an order that no tile changes.
     """
     h, w = image.shape
-    height, width = h - chip + 1, w - chip + 1
-    mean = np.empty((height, width), np.float32)
-    inverse = np.empty((height, width), np.float32)
-    ring = np.empty((2, chip, w))  # block sums of the last `chip` rows
-    rows, part, total = np.empty((2, w)), np.empty((2, w - block + 1)), np.empty((2, width))
-    for y in range(h - block + 1):
-        slot = y % chip
-        ring[:, slot] = 0.0
-        for k in range(block):
-            add_squares(ring[0, slot], ring[1, slot], image[y + k])
-        first = y - chip + block
-        if first < 0:
+    step, width = out.shape[1], w - chip + 1
+    wide = max(1, 256 // step) * step
+    for x in range(0, width, wide):
+        columns = min(wide, width - x)
+        strip(image.reshape(-1), h, w, x, columns, chip, step, out[0], out[1])
+
+
+@njit(**JIT)
+def strip(image: Any, h: Any, w: Any, x: Any, columns: Any, chip: Any, step: Any, means: Any, inverses: Any) -> Any:
+    """Some columns of the tables: narrow enough that all rows in use stay in the cache."""
+    # Every sum is two of half its width, and one pixel more where that is odd: 1, 3, 7, 15, 31 or 1, 2, 4, ..., 32.
+    levels = 1
+    while chip >> levels:
+        levels += 1
+    widths = np.array([chip >> (levels - 1 - level) for level in range(levels)])
+    # One ring of rows for each width, as deep as the next one looks back, and two rows to work in.
+    depth = widths + 2
+    start = np.zeros(levels + 1, np.int64)
+    start[1:] = np.cumsum(depth)
+    n = columns + chip - 1
+    sums, squares = np.empty((start[-1] + 2) * n), np.empty((start[-1] + 2) * n)
+    mean, inverse = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    for y in range(h):
+        newest = U((start[0] + y % depth[0]) * n)
+        pixels(image, U(y * w + x), sums, squares, newest, n)
+        for level in range(1, levels):
+            row, below, half = y - widths[level] + 1, level - 1, widths[level - 1]
+            if row < 0:
+                break
+            upper = U((start[below] + row % depth[below]) * n)
+            lower = U((start[below] + (row + half) % depth[below]) * n)
+            join(sums, squares, upper, lower, newest, widths[level] % 2, U((start[level] + row % depth[level]) * n), n)
+        row = y - chip + 1
+        if row < 0:
             continue
-        rows[:] = 0.0
-        part[:] = 0.0
-        total[:] = 0.0
-        for k in range(blocks):
-            slot = (first + k * block) % chip
-            add_both(rows[0], rows[1], ring[0, slot], ring[1, slot])
-        for k in range(block):
-            add_both(part[0], part[1], rows[0, k:], rows[1, k:])
-        for k in range(0, chip, block):
-            add_both(total[0], total[1], part[0, k:], part[1, k:])
-        normalise(total[0], total[1], float(chip * chip), mean[first], inverse[first])
-    return mean, inverse
-
-
-@njit(**PRODUCTS)
-def products4(
-    a: Any, b: Any, ia: Any, ib: Any, ld: Any, width: Any, c0: Any, c1: Any, c2: Any, c3: Any, block: Any
-) -> Any:
-    """Column sums over one block row of a * b, for four neighbouring displacements (one load of `a` feeds four)."""
-    for x in range(width):
-        s0 = s1 = s2 = s3 = np.float32(0)
-        for k in range(U(len(block))):
-            v = a[ia + k * ld + x]
-            p = ib + k * ld + x
-            s0 += v * b[p]
-            s1 += v * b[p + U(1)]
-            s2 += v * b[p + U(2)]
-            s3 += v * b[p + U(3)]
-        c0[x] = s0
-        c1[x] = s1
-        c2[x] = s2
-        c3[x] = s3
-
-
-@njit(**PRODUCTS)
-def products1(a: Any, b: Any, ia: Any, ib: Any, ld: Any, width: Any, c0: Any, block: Any) -> Any:
-    """Column sums over one block row of a * b, for one displacement."""
-    for x in range(width):
-        s0 = np.float32(0)
-        for k in range(U(len(block))):
-            s0 += a[ia + k * ld + x] * b[ib + k * ld + x]
-        c0[x] = s0
+        here = single = U((start[levels - 1] + row % depth[levels - 1]) * n)
+        there, other = U(start[-1] * n), U((start[-1] + 1) * n)
+        for level in range(1, levels):
+            # To and fro between two rows: in place the compiler could not tell what is read from what is written.
+            m, half, odd = n - widths[level] + 1, U(widths[level - 1]), widths[level] % 2
+            join(sums, squares, here, here + half, single + half + half, odd, there, m)
+            here, there, other = there, other, there
+        normalise(sums, squares, here, float(chip * chip), mean, inverse)
+        spread(mean, means, row, x, step)
+        spread(inverse, inverses, row, x, step)
 
 
 @njit(**JIT)
-def fold(c: Any, p: Any, block: Any) -> Any:
-    """Sums of neighbouring columns: p[i] = c[w i] + ... + c[w i + w - 1]."""
-    for i in range(U(p.size)):
-        k = U(len(block)) * i
-        s = c[k]
-        for j in range(U(1), U(len(block))):
-            s += c[k + j]
-        p[i] = s
+def phases(image: Any, width: Any, before: Any) -> Any:
+    """The image in polyphase order (width, h, columns): pixel (y, x - before) at [x % width, y, x // width].
 
-
-@njit(**JIT)
-def block_row(a: Any, b: Any, y: Any, x: Any, ld: Any, radius: Any, p: Any, work: Any, block: Any) -> Any:
-    """Block sums of one row of blocks, p[displacement, block]; (y, x): first pixel of the row in image 1.
-
-    `block` is a tuple as long as the block is wide: its length is a constant for the compiler, which unrolls the loops.
+    Rows are padded with zeros, `before` pixels on the left, and on the right so that sixteen blocks can be read
+    anywhere.
     """
-    size = 2 * radius + 1
-    width = U(p.shape[1] * len(block))
-    for oy in range(size):
-        ia = U(y * ld + x)
-        ib = U((y + oy - radius) * ld + x - radius)
-        for ox in range(0, size - 3, 4):
-            products4(a, b, ia, ib + U(ox), U(ld), width, work[0], work[1], work[2], work[3], block)
-            for j in range(4):
-                fold(work[j], p[oy * size + ox + j], block)
-        for ox in range(size // 4 * 4, size):
-            products1(a, b, ia, ib + U(ox), U(ld), width, work[0], block)
-            fold(work[0], p[oy * size + ox], block)
+    h, w = image.shape
+    columns = (w + before + width - 1) // width + 2 * LANES
+    out = np.zeros((width, h, columns), np.float32)
+    for y in range(h):
+        for p in range(width):
+            skip = (before - p + width - 1) // width if before > p else 0
+            row, to = image[y, p + skip * width - before :], out[p, y, skip:]
+            for i in range(U((row.size + width - 1) // width)):
+                to[i] = row[i * U(width)]
+    return out
+
+
+# --- surfaces of one row of points ---
 
 
 @njit(**JIT)
-def add(t: Any, r: Any) -> Any:
-    """t += r, as a function of its own so that the loop vectorises."""
-    for i in range(U(t.size)):
-        t[i] += r[i]
+def block_row(
+    a: Any, b: Any, at_a: Any, at_b: Any, layout: Any, need: Any, size: Any, phase: Any, ring: Any, to: Any,
+    columns: Any, block: Any, group: Any, single: Any,
+) -> Any:  # fmt: skip
+    """Block sums of one row of blocks: ring[to + displacement * columns + block], where `need` has the sixteen.
 
-
-@njit(**JIT)
-def chip_sums(ring: Any, d: Any, row: Any, blocks: Any, stride: Any, t: Any) -> Any:
-    """Sums over blocks x blocks for every point of a row, into the front of `t`."""
-    depth = ring.shape[0]
-    t[:] = ring[row % depth, d]
-    for k in range(1, blocks):
-        add(t, ring[(row + k) % depth, d])
-    n = t.size
-    if blocks & (blocks - 1) == 0:
-        k = 1
-        while k < blocks:
-            n -= k
-            for i in range(U(n)):
-                t[i] = t[i] + t[i + U(k)]
-            k *= 2
-    else:
-        for i in range(U(n - blocks + 1)):
-            s = t[i]
-            for k in range(U(1), U(blocks)):
-                s += t[i + k]
-            t[i] = s
-    if stride > 1:
-        for i in range((n - 1) // stride + 1):
-            t[i] = t[i * stride]
-
-
-@njit(**JIT)
-def clean_row(t: Any, ta: Any, qa: Any, tb: Any, qb: Any, c: Any) -> Any:
-    """Correlation of every point of a row at one displacement, all pixels valid."""
-    for i in range(U(c.size)):
-        c[i] = (t[i] - ta[i] * tb[i]) * (qa[i] * qb[i])
-
-
-@njit(**JIT)
-def masked_row(sums: Any, kind: Any, min_pixels: Any, c: Any) -> Any:
-    """The same for the points that see masked pixels; -2 where image 1 and 2 share too few.
-
-    sums[0 ... 5] = a b, n, a, b, a a, b b over the pixels valid in both images.
+    `at_a` is the first pixel of the row in image 1; `at_b` and `phase` pixels more is the first one in image 2, at the
+    first displacement. `layout` is the distance between planes and between rows of the two images in polyphase order.
+    One pass takes as many displacements as `group` is long; what is left goes one by one.
     """
-    for i in range(c.size):
-        if kind[i] != MASKED:
-            continue
-        n = float(sums[1, i])
-        if n < min_pixels:
-            c[i] = np.float32(-2)
-            continue
-        sa, sb, qa, qb = float(sums[2, i]), float(sums[3, i]), float(sums[4, i]), float(sums[5, i])
-        va, vb = qa - sa * sa / n, qb - sb * sb / n
-        flat = va <= 1e-6 * qa or vb <= 1e-6 * qb
-        c[i] = 0.0 if flat else (float(sums[0, i]) - sa * sb / n) / np.sqrt(va * vb)
-
-
-@njit(**JIT)
-def statistics(c: Any, size: Any, best: Any, arg: Any, second: Any, mean: Any, count: Any, py: Any, px: Any) -> Any:
-    """Peak, its index, second peak outside a 5x5 box, mean |r| and number of values; c[displacement, point]."""
-    n = best.size
-    count[:] = np.float32(0)
-    best[:] = np.float32(-2)
-    second[:] = np.float32(-2)
-    mean[:] = np.float32(0)
-    for d in range(size * size):
-        r = c[d]
-        for i in range(U(n)):
-            value = r[i]
-            allowed = value > np.float32(-1.5)
-            mean[i] += abs(value) if allowed else np.float32(0)
-            count[i] += np.float32(1) if allowed else np.float32(0)
-            if value > best[i]:
-                best[i] = value
-                arg[i] = d
-    for i in range(n):
-        py[i] = np.float32(arg[i] // size)
-        px[i] = np.float32(arg[i] % size)
-        mean[i] = mean[i] / max(count[i], np.float32(1))
+    w = len(block)
+    plane_a, row_a, plane_b, row_b = U(layout[0]), U(layout[1]), U(layout[2]), U(layout[3])
+    whole = size - size % len(group)
     for oy in range(size):
-        fy = np.float32(oy)
         for ox in range(size):
-            fx = np.float32(ox)
-            r = c[oy * size + ox]
-            for i in range(U(n)):
-                far = max(abs(py[i] - fy), abs(px[i] - fx)) > np.float32(2)
-                second[i] = max(second[i], r[i] if far else np.float32(-2))
+            if ox < whole and ox % len(group):
+                continue
+            x = phase + ox
+            from_b, p = at_b + U(oy * layout[3] + x // w), U(x % w)
+            out = to + U((oy * size + ox) * columns)
+            if ox < whole:
+                for k in range(need.size):
+                    if need[k]:
+                        i = U(k * LANES)
+                        block_sums(a, at_a + i, plane_a, row_a, b, from_b + i, plane_b, row_b, p, ring, out + i,
+                                   U(columns), block, group)  # fmt: skip
+            else:
+                for k in range(need.size):
+                    if need[k]:
+                        i = U(k * LANES)
+                        block_sums(a, at_a + i, plane_a, row_a, b, from_b + i, plane_b, row_b, p, ring, out + i,
+                                   U(columns), block, single)  # fmt: skip
+
+
+@njit(**JIT)
+def add(x: Any, one: Any, two: Any, to: Any, n: Any) -> Any:
+    """x[to] = x[one] + x[two], n values."""
+    for i in range(U(n)):
+        x[to + i] = x[one + i] + x[two + i]
+
+
+@njit(**JIT)
+def start(x: Any, to: Any, ring: Any, one: Any, two: Any, n: Any) -> Any:
+    """x[to] = ring[one] + ring[two], n values."""
+    for i in range(U(n)):
+        x[to + i] = ring[one + i] + ring[two + i]
+
+
+@njit(**JIT)
+def extend(x: Any, to: Any, ring: Any, one: Any, two: Any, n: Any) -> Any:
+    """x[to] += ring[one] + ring[two], n values."""
+    for i in range(U(n)):
+        x[to + i] += ring[one + i] + ring[two + i]
+
+
+@njit(**JIT)
+def copy(x: Any, to: Any, ring: Any, at: Any, n: Any) -> Any:
+    """x[to] = ring[at], n values."""
+    for i in range(U(n)):
+        x[to + i] = ring[at + i]
+
+
+@njit(**JIT)
+def grow(
+    x: Any, to: Any, ring: Any, at: Any, slot: Any, first: Any, depth: Any, inner: Any, outer: Any, n: Any
+) -> Any:  # fmt: skip
+    """Sums of block rows, from the `inner` in the middle of `depth` outwards to `outer` of them, in place in x[to].
+
+    `at` is where the displacement lies in a slot of the ring, `slot` the length of one; block row r is in slot
+    r % depth, the upmost of the chips is `first`.
+    """
+    half, odd = depth // 2, depth % 2
+    if inner == 0 and odd:
+        copy(x, to, ring, U((first + half) % depth * slot) + at, n)
+    for k in range(inner // 2, outer // 2):
+        upper = U((first + half - 1 - k) % depth * slot) + at
+        lower = U((first + half + odd + k) % depth * slot) + at
+        if k == 0 and not odd:
+            start(x, to, ring, upper, lower, n)
+        else:
+            extend(x, to, ring, upper, lower, n)
+
+
+@njit(**JIT)
+def across(x: Any, at: Any, one: Any, length: Any, count: Any, n: Any) -> Any:
+    """Sums of `count` neighbours among n values; returns where in x they are. The last count - 1 are of no use.
+
+    `one` is the first of two spare rows to work in, each of that length.
+    """
+    two, here = one + length, at
+    if count & (count - 1) == 0:
+        width = 1
+        while width < count:
+            n -= width
+            add(x, here, here + U(width), one, n)
+            # To and fro between two rows: in place the compiler could not tell what is read from what is written.
+            here, one, two = one, two, one
+            width *= 2
+        return here
+    n -= count - 1
+    add(x, at, at + U(1), one, n)
+    for k in range(2, count):
+        add(x, one, at + U(k), two, n)
+        one, two = two, one
+    return one
+
+
+@njit(**JIT)
+def thin(x: Any, at: Any, stride: Any, n: Any) -> Any:
+    """Every stride-th value to the front, in place."""
+    for i in range(U(n)):
+        x[at + i] = x[at + i * U(stride)]
+
+
+@njit(**JIT)
+def clean(x: Any, at: Any, one: Any, at_one: Any, gap_one: Any, two: Any, at_two: Any, gap_two: Any, c: Any, to: Any,
+          n: Any) -> Any:  # fmt: skip
+    """Correlation of n points at one displacement, all pixels valid: c = (ab - a b) * (inverse a * inverse b).
+
+    `one` and `two` hold the means of images 1 and 2, and a gap further on the inverses.
+    """
+    for i in range(U(n)):
+        product = one[at_one + i] * two[at_two + i]
+        c[to + i] = (x[at + i] - product) * (one[at_one + gap_one + i] * two[at_two + gap_two + i])
+
+
+@njit(**JIT)
+def masked(x: Any, at: Any, kind: Any, at_kind: Any, least: Any, c: Any, to: Any, n: Any) -> Any:
+    """The same for the points that see masked pixels; NOTHING where the images share too few.
+
+    `at` says where in x the sums of a b, 1, a, b, a a, b b over the pixels valid in both images are.
+    """
+    ab, count, a, b, aa, bb = at
+    for i in range(U(n)):
+        m = float(x[count + i])
+        sa, sb, qa, qb = float(x[a + i]), float(x[b + i]), float(x[aa + i]), float(x[bb + i])
+        share = 1.0 / max(m, 1.0)
+        va, vb = qa - sa * sa * share, qb - sb * sb * share
+        textured = va > 1e-6 * qa and vb > 1e-6 * qb
+        r = (float(x[ab + i]) - sa * sb * share) / np.sqrt(va * vb if textured else 1.0)
+        r = (r if textured else 0.0) if m >= least else -2.0
+        c[to + i] = F(r) if kind[at_kind + i] == MASKED else c[to + i]
+
+
+@njit(**JIT)
+def forbid(c: Any, at: Any, size: Any, columns: Any, limits: Any, row: Any) -> Any:
+    """NOTHING at the displacements outside of each point's own window; `limits` as in `match`."""
+    n = limits.shape[2]
+    for oy in range(size):
+        for ox in range(size):
+            to = at + U((oy * size + ox) * columns)
+            for i in range(n):
+                low, high = limits[0, row, i], limits[1, row, i]
+                left, right = limits[2, row, i], limits[3, row, i]
+                if oy < low or oy > high or ox < left or ox > right:
+                    c[to + U(i)] = NOTHING
+
+
+@njit(**JIT)
+def highest(c: Any, at: Any, best: Any, arg: Any, total: Any, n: Any, d: Any) -> Any:
+    """Follow the highest value, its displacement and the sum of |r|, one displacement."""
+    for i in range(U(n)):
+        r = c[at + i]
+        better = r > best[i]
+        best[i] = r if better else best[i]
+        arg[i] = d if better else arg[i]
+        total[i] += abs(r) if r > F(-1.5) else F(0)
+
+
+@njit(**JIT)
+def counted(c: Any, at: Any, count: Any, n: Any) -> Any:
+    """Count the displacements that have a value, one displacement."""
+    for i in range(U(n)):
+        count[i] += F(1) if c[at + i] > F(-1.5) else F(0)
+
+
+@njit(**JIT)
+def runner_up(c: Any, at: Any, second: Any, py: Any, px: Any, n: Any, oy: Any, ox: Any) -> Any:
+    """Follow the highest value outside of a 5 x 5 box round the peak, one displacement."""
+    for i in range(U(n)):
+        far = max(abs(py[i] - oy), abs(px[i] - ox)) > F(2)
+        r = c[at + i] if far else NOTHING
+        second[i] = max(second[i], r)
+
+
+@njit(**JIT)
+def peaks(
+    c: Any, at: Any, size: Any, columns: Any, gaps: Any, limits: Any, origin: Any, out: Any, chip: Any, row: Any
+) -> Any:  # fmt: skip
+    """Read the surfaces c[at + displacement * columns + point] of one row; fills out[chip, 0 ... 7, row].
+
+    `gaps`: some values may be NOTHING. `limits` and `origin` as in `match`.
+    """
+    n = out.shape[3]
+    best, arg = np.full(n, NOTHING), np.zeros(n, np.int32)
+    total, second = np.zeros(n, np.float32), np.full(n, NOTHING)
+    count = np.full(n, F(0) if gaps else F(size * size))
+    for d in range(size * size):
+        highest(c, at + U(d * columns), best, arg, total, n, np.int32(d))
+        if gaps:
+            counted(c, at + U(d * columns), count, n)
+    py, px = np.empty(n, np.float32), np.empty(n, np.float32)
+    for i in range(n):
+        py[i], px[i] = F(arg[i] // size), F(arg[i] % size)
+    for oy in range(size):
+        for ox in range(size):
+            runner_up(c, at + U((oy * size + ox) * columns), second, py, px, n, F(oy), F(ox))
+    nine = np.empty(9)
+    for i in range(n):
+        oy, ox = arg[i] // size, arg[i] % size
+        rim = oy == 0 or ox == 0 or oy == size - 1 or ox == size - 1
+        dy, dx, refined = 0.0, 0.0, False
+        if not rim:
+            whole = True
+            for j in range(-1, 2):
+                for k in range(-1, 2):
+                    r = c[at + U((arg[i] + j * size + k) * columns + i)]
+                    nine[4 + 3 * j + k] = subpixel.level(r)
+                    whole = whole and r > F(-1.5)
+            if whole:
+                dy, dx, refined = quadric(nine, 4, 3)
+            else:  # beside displacements that the point may not have: the rim of what could be searched
+                rim = True
+        out[chip, 0, row, i] = origin[0] + oy + dy
+        out[chip, 1, row, i] = origin[1] + ox + dx
+        out[chip, 2, row, i] = best[i]
+        out[chip, 3, row, i] = second[i]
+        out[chip, 4, row, i] = total[i] / max(count[i], F(1))
+        out[chip, 5, row, i] = rim
+        out[chip, 6, row, i] = refined
+        window = size * size
+        if limits.size:
+            window = (limits[1, row, i] - limits[0, row, i] + 1) * (limits[3, row, i] - limits[2, row, i] + 1)
+        out[chip, 7, row, i] = count[i] / F(window)
+
+
+# --- a strip of points ---
+
+
+@njit(**JIT)
+def wanted(kind: Any, value: Any, counts: Any, stride: Any, rows: Any, chunks: Any) -> Any:
+    """Which sixteen blocks of which row of blocks the points of that class need, for all chip sizes: (rows, chunks).
+
+    kind is (sizes, ny, nx), counts the chips' widths in blocks.
+    """
+    need = np.zeros((rows, chunks), np.bool_)
+    sizes, ny, nx = kind.shape
+    depth = counts.max()
+    for m in range(sizes):
+        margin = (depth - counts[m]) // 2
+        for g in range(ny):
+            for i in range(nx):
+                if kind[m, g, i] == value:
+                    left = i * stride + margin
+                    for row in range(g * stride + margin, g * stride + margin + counts[m]):
+                        need[row, left // LANES] = True
+                        need[row, (left + counts[m] - 1) // LANES] = True
+                        # A chip wider than sixteen blocks covers what lies between.
+                        for k in range(left // LANES + 1, (left + counts[m] - 1) // LANES):
+                            need[row, k] = True
+    return need
+
+
+@njit(**JIT)
+def runs(kind: Any, m: Any, g: Any, value: Any, start: Any, stop: Any) -> Any:
+    """Where the points of that class lie in row g: bounds of runs, sixteen apart at least; returns how many."""
+    count, last = 0, -LANES - 1
+    for i in range(kind.shape[2]):
+        if kind[m, g, i] == value:
+            if i - last > LANES:
+                start[count] = i
+                count += 1
+            last = i
+            stop[count - 1] = i + 1
+    return count
+
+
+@njit(**JIT)
+def surfaces(
+    a: Any, b: Any, place: Any, layout: Any, geometry: Any, counts: Any, points1: Any, tables2: Any, origins: Any,
+    kind: Any, least: Any, g: Any, needs: Any, ring: Any, done: Any, work: Any, c: Any, block: Any, group: Any,
+    single: Any,
+) -> Any:  # fmt: skip
+    """All correlation surfaces of row g of points into c[chip, displacement, point], flat; arguments as in `match`."""
+    radius, step, stride, columns = geometry
+    sizes, ny, nx = kind.shape
+    size, depth, w = 2 * radius + 1, counts.max(), len(block)
+    first = g * stride
+    slot = size * size * columns
+    starts, stops = np.empty((sizes, nx), np.int64), np.empty((sizes, nx), np.int64)
+    spans = np.array([runs(kind, m, g, MASKED, starts[m], stops[m]) for m in range(sizes)])
+    products = 6 if spans.max() else 1
+    # Block sums that no earlier row of points made: a b, 1, a, b, a a, b b from the planes image, mask and square.
+    for k in range(products):
+        one, two = (0, 1, 0, 1, 2, 1)[k], (0, 1, 1, 0, 1, 2)[k]
+        for row in range(max(done[k], first), first + depth):
+            block_row(
+                a, b, U(one * layout[4] + place[0] + row * w * layout[1]),
+                U(two * layout[5] + place[1] + row * w * layout[3]), layout, needs[min(k, 1), row], size, place[2],
+                ring, U((k * depth + row % depth) * slot), columns, block, group, single,
+            )  # fmt: skip
+        done[k] = first + depth
+    tables = tables2.reshape(-1)
+    gap = step * step * tables2.shape[4] * tables2.shape[5]
+    flat1, flat_kind = points1.reshape(-1), kind.reshape(-1)
+    line = size * columns  # all displacements along x at once: they are neighbours in the ring
+    spare = U(line + LANES)
+    here = np.empty(6, np.uint64)
+    for oy in range(size):
+        inner = 0
+        for m in range(sizes):
+            margin = U((depth - counts[m]) // 2)
+            for k in range(products):
+                v = U(3 * k) * spare
+                grow(work, v, ring, U(k * depth * slot + oy * line), slot, first, depth, inner, counts[m], line)
+                here[k] = across(work, v + margin, v + spare, spare, counts[m], line)
+            inner = counts[m]
+            y = origins[m, 0] + g * step + oy
+            for ox in range(size):
+                x = origins[m, 1] + ox
+                at = ((y % step * step + x % step) * tables2.shape[4] + y // step) * tables2.shape[5] + x // step
+                to, column = U((m * size * size + oy * size + ox) * nx), U(ox * columns)
+                if stride > 1:
+                    for k in range(products):
+                        thin(work, here[k] + column, stride, nx)
+                clean(
+                    work, here[0] + column, flat1, U((2 * m * ny + g) * nx), U(ny * nx), tables, U(2 * m * gap + at),
+                    U(gap), c, to, nx,
+                )  # fmt: skip
+                for span in range(spans[m]):
+                    i = U(starts[m, span])
+                    j = column + i
+                    masked(
+                        work, (here[0] + j, here[1] + j, here[2] + j, here[3] + j, here[4] + j, here[5] + j),
+                        flat_kind, U((m * ny + g) * nx) + i, least[m], c, to + i, stops[m, span] - starts[m, span],
+                    )  # fmt: skip
+
+
+@njit(**JIT)
+def begin(kind: Any, geometry: Any, counts: Any) -> Any:
+    """What `surfaces` keeps from row to row: blocks wanted, ring of block sums, block rows done, rows to work in."""
+    radius, _, stride, columns = geometry
+    size, depth = 2 * radius + 1, counts.max()
+    rows, chunks = (kind.shape[1] - 1) * stride + depth, columns // LANES
+    any_masked = np.any(kind == MASKED)
+    needs = np.zeros((2, rows, chunks), np.bool_)
+    if any_masked:
+        needs[1] = wanted(kind, MASKED, counts, stride, rows, chunks)
+    needs[0] = wanted(kind, CLEAN, counts, stride, rows, chunks) | needs[1]
+    ring = np.zeros((6 if any_masked else 1) * depth * size * size * columns, np.float32)
+    work = np.zeros((18 if any_masked else 3) * (size * columns + LANES), np.float32)
+    return needs, ring, np.zeros(6, np.int64), work
 
 
 @njit(**JIT)
 def match(
-    a: Any,
-    b: Any,
-    y0: Any,
-    x0: Any,
-    radius: Any,
-    blocks: Any,
-    stride: Any,
-    step: Any,
-    ta: Any,
-    qa: Any,
-    tb: Any,
-    qb: Any,
-    kind: Any,
-    min_pixels: Any,
-    block: Any,
-    out: Any,
-) -> Any:
-    """Match a strip of points; fills out[0 ... 7] = dy, dx, corr, second peak, mean |r|, rim, refined, share searched.
+    a: Any, b: Any, place: Any, layout: Any, geometry: Any, counts: Any, points1: Any, tables2: Any, origins: Any,
+    kind: Any, least: Any, limits: Any, origin: Any, block: Any, group: Any, single: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Match a strip of points.
 
     Parameters
     ----------
-    a, b : (k, h, w) float32
-        Image, and where any point is MASKED (k = 3) also its valid mask and its square; 0 where masked.
-    y0, x0 : int
-        First pixel of the first chip, in image 1.
-    radius : int
-        Search half-width [px].
-    blocks, stride, step : int
-        Chip width in blocks, grid step in blocks, grid step in px.
-    ta, qa : (ny, nx) float32
+    a, b : float32, flat
+        Planes of images 1 and 2, each in polyphase order (`phases`): the image, and where any point is MASKED also its
+        valid mask and its square; 0 where masked.
+    place : (int, int, int)
+        First pixel of the first block: position in a; position of its row in b, and its column there in pixels, at the
+        first displacement.
+    layout : tuple of int
+        Distances in a and b: between phases and between rows of a, the same of b, between planes of a and of b.
+    geometry : tuple of int
+        Search half-width [px], grid step [px], grid step in blocks, length of a row of blocks (a multiple of LANES).
+    counts : (sizes,) int64
+        Chip widths in blocks, rising, all even or all odd.
+    points1 : (sizes, 2, ny, nx) float32
         `tables` of image 1 at the points.
-    tb, qb : (step, step, J, I) float32
-        `tables` of image 2 in polyphase order: position y0 - radius + step * J + phase.
-    kind : (ny, nx) uint8
+    tables2 : (sizes, 2, step, step, J, I) float32
+        `tables` of image 2.
+    origins : (sizes, 2) int64
+        Place (y, x) in `tables2` of the first point at the first displacement.
+    kind : (sizes, ny, nx) uint8
         CLEAN, MASKED or EMPTY.
-    min_pixels : float
+    least : (sizes,) float64
         Least number of common pixels of a masked chip.
-    block : tuple
-        As long as the block is wide.
-    out : (8, ny, nx) float32
+    limits : (4, ny, nx) int32
+        First and last displacement index along y, then x, that each point may have; (4, 0, 0): all.
+    origin : (float, float)
+        The first displacement (y, x) [px].
+    block, group, single : tuple
+        As long as the block is wide; as the displacements of one pass are many; one.
+    out : (sizes, 8, ny, nx) float32
+        dy, dx, corr, second peak, mean |r|, rim, refined, share searched.
     """
-    ny, nx = kind.shape
-    planes, ld = a.shape[0], a.shape[2]
-    size = 2 * radius + 1
-    nb = (nx - 1) * stride + blocks
-    ring = np.empty((1 if planes == 1 else 6, blocks, size * size, nb), np.float32)
-    work = np.empty((4, nb * len(block)), np.float32)
-    t = np.empty((6, nb), np.float32)
-    c = np.empty((size * size, nx), np.float32)
-    best, second, mean = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
-    py, px, arg = np.empty(nx, np.float32), np.empty(nx, np.float32), np.zeros(nx, np.int64)
-    count = np.empty(nx, np.float32)
-    nine = np.empty(9, np.float32)
-    af, bf = a.reshape(planes, -1), b.reshape(planes, -1)
-    # Which image of each role makes which sum: a b, n, a, b, a a, b b.
-    role_a, role_b = (0, 1, 0, 1, 2, 1), (0, 1, 1, 0, 1, 2)
-    done = np.zeros(6, np.int64)
+    sizes, ny, nx = kind.shape
+    size = 2 * geometry[0] + 1
+    needs, ring, done, work = begin(kind, geometry, counts)
+    c = np.empty(sizes * size * size * nx, np.float32)
     for g in range(ny):
-        masked = planes > 1 and np.any(kind[g] == MASKED)
-        first = g * stride
-        for k in range(6 if masked else 1):
-            for row in range(max(done[k], first), first + blocks):
-                y = y0 + row * len(block)
-                block_row(af[role_a[k]], bf[role_b[k]], y, x0, ld, radius, ring[k, row % blocks], work, block)
-            done[k] = first + blocks
-        for d in range(size * size):
-            oy, ox = d // size, d % size
-            chip_sums(ring[0], d, first, blocks, stride, t[0])
-            j, i = g + oy // step, ox // step
-            clean_row(t[0], ta[g], qa[g], tb[oy % step, ox % step, j, i : i + nx],
-                      qb[oy % step, ox % step, j, i : i + nx], c[d])  # fmt: skip
-            if masked:
-                for k in range(1, 6):
-                    chip_sums(ring[k], d, first, blocks, stride, t[k])
-                masked_row(t, kind[g], min_pixels, c[d])
-        statistics(c, size, best, arg, second, mean, count, py, px)
-        for i in range(nx):
-            oy, ox = arg[i] // size, arg[i] % size
-            rim = oy == 0 or ox == 0 or oy == size - 1 or ox == size - 1
-            dy, dx, refined = 0.0, 0.0, False
-            if not rim:
-                whole = True
-                for j in range(-1, 2):
-                    for k in range(-1, 2):
-                        nine[4 + 3 * j + k] = c[arg[i] + j * size + k, i]
-                        whole = whole and nine[4 + 3 * j + k] > np.float32(-1.5)
-                if whole:
-                    dy, dx, refined = quadric(nine, 4, 3)
-                else:  # beside displacements that the masks forbid: the rim of what could be searched
-                    rim = True
-            out[0, g, i] = oy - radius + dy
-            out[1, g, i] = ox - radius + dx
-            out[2, g, i] = best[i]
-            out[3, g, i] = second[i]
-            out[4, g, i] = mean[i]
-            out[5, g, i] = rim
-            out[6, g, i] = refined
-            out[7, g, i] = count[i] / np.float32(size * size)
+        surfaces(
+            a, b, place, layout, geometry, counts, points1, tables2, origins, kind, least, g, needs, ring, done, work,
+            c, block, group, single,
+        )  # fmt: skip
+        gaps = np.any(kind[:, g] == MASKED) or limits.size > 0
+        for m in range(sizes):
+            at = U(m * size * size * nx)
+            if limits.size:
+                forbid(c, at, size, nx, limits, g)
+            peaks(c, at, size, nx, gaps, limits, origin, out, m, g)
+
+
+@njit(**JIT)
+def accumulate(c: Any, kind: Any, g: Any, total: Any, count: Any) -> Any:
+    """Add the surfaces of one pair to the sums of a stack; all flat, [chip, displacement, point]."""
+    sizes, _, nx = kind.shape
+    displacements = c.size // (sizes * nx)
+    for m in range(sizes):
+        for d in range(displacements):
+            at = (m * displacements + d) * nx
+            for i in range(nx):
+                r = c[at + i]
+                some = kind[m, g, i] != EMPTY and r > F(-1.5)
+                total[at + i] += r if some else F(0)
+                count[at + i] += F(1) if some else F(0)
+
+
+@njit(**JIT)
+def average(total: Any, count: Any, sizes: Any, nx: Any) -> Any:
+    """Sums to means, in place; NOTHING where less than half of the pairs that say anything of a point have a value."""
+    displacements = total.size // (sizes * nx)
+    for m in range(sizes):
+        most = np.zeros(nx, np.float32)
+        for d in range(displacements):
+            at = (m * displacements + d) * nx
+            for i in range(nx):
+                most[i] = max(most[i], count[at + i])
+        for d in range(displacements):
+            at = (m * displacements + d) * nx
+            for i in range(nx):
+                n = count[at + i]
+                total[at + i] = total[at + i] / n if n > F(0) and n >= F(0.5) * most[i] else NOTHING
+
+
+def match_stack(
+    pairs: Any, geometry: Any, counts: Any, least: Any, origin: Any, block: Any, group: Any, out: Any
+) -> None:
+    """Match the mean surface of several pairs; `pairs` holds the arguments of `surfaces` in which they differ.
+
+    Each is (a, b, place, layout, points1, tables2, origins, kind), as in `match`; all have the same points.
+    """
+    sizes, _, ny, nx = out.shape
+    size = 2 * geometry[0] + 1
+    c, total, count = (np.empty(sizes * size * size * nx, np.float32) for _ in range(3))
+    everywhere = np.zeros((4, 0, 0), np.int32)
+    states = [begin(pair[-1], geometry, counts) for pair in pairs]
+    for g in range(ny):
+        total[:], count[:] = 0, 0
+        for (a, b, place, layout, points1, tables2, origins, kind), (needs, ring, done, work) in zip(
+            pairs, states, strict=True
+        ):
+            surfaces(
+                a, b, place, layout, geometry, counts, points1, tables2, origins, kind, least, g, needs, ring, done,
+                work, c, block, group, (0,),
+            )  # fmt: skip
+            accumulate(c, kind, g, total, count)
+        average(total, count, sizes, nx)
+        for m in range(sizes):
+            peaks(total, U(m * size * size * nx), size, nx, True, everywhere, origin, out, m, g)

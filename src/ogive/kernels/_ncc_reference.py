@@ -66,7 +66,7 @@ def peak(r: NDArray[np.float64]) -> tuple[float, float, float, float, float, boo
     if not rim:
         j, i = (g.ravel().astype(float) for g in np.mgrid[-1:2, -1:2])
         design = np.stack([np.ones(9), i, j, i * i / 2, i * j, j * j / 2], axis=1)
-        _, gx, gy, hxx, hxy, hyy = np.linalg.lstsq(design, around.ravel(), rcond=None)[0]
+        _, gx, gy, hxx, hxy, hyy = np.linalg.lstsq(design, np.log(np.maximum(around.ravel(), 0.1)), rcond=None)[0]
         determinant = hxx * hyy - hxy * hxy
         if hxx < 0 and determinant > 0:
             x, y = -(hyy * gx - hxy * gy) / determinant, -(hxx * gy - hxy * gx) / determinant

@@ -2,13 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 JIT: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
 """Options of the numba functions that take part in matching: strict arithmetic. With relaxed arithmetic the vectorised
 body and the remainder of a loop round differently, and a value would depend on where its tile starts."""
-PRODUCTS: dict[str, Any] = {**JIT, "fastmath": {"contract"}}
-"""Fused multiply-add, for the product loops alone, where body and remainder both use it."""
+
+
+@njit(**JIT)
+def level(r: Any) -> Any:
+    """What the quadric is fitted to: the logarithm of a correlation, because a Gaussian peak is then a paraboloid.
+
+    On truth pairs the error of 32 px chips falls from .022 to .016 px, and the bias towards whole pixels from .026 to
+    .006 px. Correlations below 0.1 count as 0.1.
+    """
+    return np.log(max(float(r), 0.1))
 
 
 @njit(**JIT)

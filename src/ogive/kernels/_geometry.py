@@ -1,0 +1,122 @@
+"""Where the chips of the output cells lie in a window, and how a window is prepared for the search.
+
+Every chip is centred on its cell and a whole number of blocks wide; blocks are anchored to the cells and so to the
+cube's grid. One geometry serves all chip sizes: the origin is that of the largest.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _ncc_numba
+
+MAX_BLOCK = 8
+"""Widest block [px]: the sums of wider ones do not fit the registers. Narrow blocks cost more sums."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Chips and search of a matching run.
+
+    Parameters
+    ----------
+    chips : tuple of int
+        Chip widths [px], rising, all of the parity of the step.
+    step : int
+        Grid step [px].
+    search : int
+        Largest displacement that may be asked for [px].
+    origin : int
+        First pixel of the largest chip of cell (0, 0), in y and x.
+    """
+
+    chips: tuple[int, ...]
+    step: int
+    search: int
+    origin: int
+
+    @property
+    def block(self) -> int:
+        """Width of a block [px]: it divides the step, every chip, and what a larger chip has on each side."""
+        largest = self.chips[-1]
+        common = math.gcd(self.step, *self.chips, *((largest - c) // 2 for c in self.chips))
+        narrow = max(w for w in range(1, MAX_BLOCK + 1) if common % w == 0)
+        # A prime width would leave blocks of one pixel.
+        return narrow if narrow > 2 or common > 2 * MAX_BLOCK else common
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Chip widths in blocks."""
+        return np.array(self.chips, np.int64) // self.block
+
+    def corners(self, chip: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First pixels of the chips of all cells: y (ny, 1) and x (1, nx)."""
+        y, x = (self.first(chip) + self.step * np.arange(n) for n in shape)
+        return y[:, None], x[None]
+
+    def first(self, chip: int) -> int:
+        """First pixel of a chip of cell (0, 0)."""
+        return self.origin + (self.chips[-1] - chip) // 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene window, prepared for the search: filtered image (0 where masked), mask, and tables made when needed."""
+
+    image: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    geometry: Geometry
+
+    @cached_property
+    def invalid(self) -> NDArray[np.int32] | None:
+        """Integral image of the masked pixels, one row and column larger; None where nothing is masked."""
+        if self.valid.all():
+            return None
+        out = np.zeros((self.valid.shape[0] + 1, self.valid.shape[1] + 1), np.int32)
+        np.cumsum(np.cumsum(~self.valid, 0, dtype=np.int32), 1, out=out[1:, 1:])
+        return out
+
+    def masked(self, y: NDArray[np.int64], x: NDArray[np.int64], width: int) -> NDArray[np.int32]:
+        """Masked pixels in the squares of that width that begin at (y, x); both broadcast."""
+        if self.invalid is None:
+            return np.zeros(np.broadcast_shapes(y.shape, x.shape), np.int32)
+        table = self.invalid
+        far_y, far_x = y + width, x + width
+        return np.asarray(table[far_y, far_x] - table[y, far_x] - table[far_y, x] + table[y, x])
+
+    @property
+    def before(self) -> int:
+        """Pixels put to the left of the window so that blocks begin in the first column."""
+        return -self.geometry.origin % self.geometry.block
+
+    @cached_property
+    def plain(self) -> NDArray[np.float32]:
+        """The image in polyphase order (1, block, h, columns)."""
+        return np.asarray(_ncc_numba.phases(self.image, self.geometry.block, self.before)[None])
+
+    @cached_property
+    def planes(self) -> NDArray[np.float32]:
+        """Image, mask and square in polyphase order (3, block, h, columns)."""
+        mask = _ncc_numba.phases(self.valid.astype(np.float32), self.geometry.block, self.before)
+        return np.stack([self.plain[0], mask, self.plain[0] * self.plain[0]])
+
+    @cached_property
+    def tables(self) -> NDArray[np.float32]:
+        """Means and inverse deviations of all chips (sizes, 2, step, step, J, I), from the first place searched on."""
+        g = self.geometry
+        start = g.origin - g.search
+        image = np.ascontiguousarray(self.image[start:, start:])
+        cells = [-(-(n - g.chips[0] + 1) // g.step) for n in image.shape]
+        out = np.zeros((len(g.chips), 2, g.step, g.step, *cells), np.float32)
+        for chip, table in zip(g.chips, out, strict=True):
+            _ncc_numba.tables(image, chip, table)
+        return out
+
+    def points(self, m: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """The tables of chip m at the cells themselves, (2, ny, nx)."""
+        g = self.geometry
+        j, p = divmod(g.first(g.chips[m]) - (g.origin - g.search), g.step)
+        return self.tables[m, :, p, p, j : j + shape[0], j : j + shape[1]]
