@@ -1,18 +1,103 @@
-"""NCC on a GPU with CuPy: the displacement-major scheme written as whole-array operations.
+"""NCC on a GPU: launches the kernels of `ncc.cu`, which CuPy compiles when they are first needed.
 
-The same function runs on NumPy arrays, and that is how it is tested on a machine without a GPU. It has not been run on
-a GPU yet; no speed is claimed for it. Sums over a chip are made from block sums, as on the CPU, with the masked formula
-everywhere, so it agrees with the other backends to rounding, not to the bit.
+The scheme is that of the CPU, displacement-major: one sum per block and displacement serves every chip, of every size,
+that the block belongs to. Chips without a masked pixel take the plain formula, the others six sums. The window is
+worked through in tiles of points, which bounds the memory taken beside images and answers; as every sum belongs to its
+own chip, any tiling gives the same bits. Agrees with the other backends to rounding, not to the bit.
+
+The host code asks five things of a device (`Device`), so that `ogive.testing.cuda` can run the same kernels on the CPU;
+that is how they are tested where there is no GPU. No GPU speed has been measured yet.
 """
 
 import functools
 import logging
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import ParameterError
+from ._ncc_numba import CLEAN, MASKED
 
 log = logging.getLogger("ogive")
+THREADS = 64
+"""Threads that share one chip; THREADS in `ncc.cu`."""
+PRODUCT_THREADS = 128
+"""About so many threads of one thread block make block sums."""
+TILE_FLOATS = 4096
+"""About so many pixels of both images are kept in shared memory for them."""
+SURFACE_FLOATS = 10240
+"""Larger surfaces than 101 x 101 are kept in global memory."""
+TILE_BYTES = 512 << 20
+"""About so much memory on the device for the block sums and tables of one tile."""
+TABLE_BYTES = 48
+"""Memory for the tables of one pixel, while they are made."""
+TILE_COLUMNS = 256
+"""Points of a tile along x; along y as many rows as the memory allows."""
+
+
+class Device(Protocol):
+    """What the host code needs of a device."""
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """A copy of an array, on the device."""
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """An array on the device."""
+
+    def get(self, array: Any) -> NDArray[Any]:
+        """A copy of an array of the device."""
+
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, args: tuple[Any, ...], shared: int = 0
+    ) -> None:
+        """Run a kernel of `ncc.cu`: arrays of the device and whole numbers; `shared` bytes of shared memory."""
+
+
+class Gpu:
+    """The current device of CuPy."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """A copy of an array, on the device."""
+        return self._cupy.asarray(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """An array on the device."""
+        return self._cupy.empty(shape, dtype)
+
+    def get(self, array: Any) -> NDArray[Any]:
+        """A copy of an array of the device."""
+        found: NDArray[Any] = self._cupy.asnumpy(array)
+        return found
+
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, args: tuple[Any, ...], shared: int = 0
+    ) -> None:
+        """Run a kernel of `ncc.cu`."""
+        # CuPy would pass a Python int as 64 bits.
+        typed = tuple(np.int32(a) if isinstance(a, int) else a for a in args)
+        _kernel(name)(grid, (threads,), typed, shared_mem=shared)
+
+
+@functools.cache
+def _kernel(name: str) -> Any:
+    """A kernel, compiled by CuPy when it is first launched on a device."""
+    import cupy
+
+    return cupy.RawModule(code=source()).get_function(name)
+
+
+def source() -> str:
+    """The CUDA source of the kernels."""
+    return resources.files(__package__).joinpath("ncc.cu").read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -32,17 +117,133 @@ def available() -> bool:
     return found
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Points i0 ... i0 + ny - 1, j0 ... j0 + nx - 1 of a window."""
+
+    i0: int
+    j0: int
+    ny: int
+    nx: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images on a device, and the geometry of their largest chips [px]; smaller ones have the same centres."""
+
+    device: Device
+    a: Any
+    a_valid: Any
+    b: Any
+    b_valid: Any
+    origin: int
+    radius: int
+    chip: int
+    step: int
+    block: int
+
+    @property
+    def size(self) -> int:
+        """Displacements along one axis."""
+        return 2 * self.radius + 1
+
+    @property
+    def pitch(self) -> int:
+        """Displacements of a row of block sums, padded to a multiple of four."""
+        return -(-self.size // 4) * 4
+
+    def blocks(self, points: int) -> int:
+        """Blocks along an axis for so many points."""
+        return ((points - 1) * self.step + self.chip) // self.block
+
+    def corner(self, point: int) -> int:
+        """First pixel of a point's largest chip."""
+        return self.origin + point * self.step
+
+    def tiles(self, shape: tuple[int, int], roles: int) -> Iterator[Tile]:
+        """The window in tiles whose block sums fit the memory."""
+        ny, nx = shape
+        width = min(nx, TILE_COLUMNS)
+        blocks = self.blocks(width)
+        pixels = self.block * (blocks * self.block + 2 * self.radius)
+        row = 4 * roles * blocks * self.size * self.pitch + TABLE_BYTES * pixels
+        rows = TILE_BYTES // row * self.block - self.chip
+        height = min(ny, max(1, rows // self.step + 1))
+        for i in range(0, ny, height):
+            for j in range(0, nx, width):
+                yield Tile(i, j, min(height, ny - i), min(width, nx - j))
+
+    def kinds(self, chip: int, min_pixels: int, shape: tuple[int, int]) -> Any:
+        """Class of every chip of one size."""
+        ny, nx = shape
+        first = self.origin + (self.chip - chip) // 2
+        kind = self.device.empty(shape, np.uint8)
+        self.device.launch(
+            "classify", (-(-nx // THREADS), ny, 1), THREADS,
+            (self.a_valid, self.b_valid, self.a.shape[1], first, first, self.step, chip, self.radius, min_pixels, nx,
+             kind),
+        )  # fmt: skip
+        return kind
+
+    def block_sums(self, tile: Tile, roles: int) -> Any:
+        """Sums over blocks of the products of both images (1 role), or of all six of the masked formula."""
+        rows, columns = self.blocks(tile.ny), self.blocks(tile.nx)
+        sums = self.device.empty((roles, rows, columns, self.size, self.pitch), np.float32)
+        groups = self.pitch // 4
+        across = min(columns, max(1, min(PRODUCT_THREADS // groups, TILE_FLOATS // (4 * self.block))))
+        span = 2 * across * self.block + self.pitch
+        at_once = max(1, min(self.block, TILE_FLOATS // span))
+        self.device.launch(
+            "block_sums", (-(-columns // across), rows, roles * self.size), across * groups,
+            (self.a, self.a_valid, self.b, self.b_valid, self.a.shape[1], self.corner(tile.i0), self.corner(tile.j0),
+             self.radius, self.pitch, self.block, across, at_once, columns, sums),
+            shared=4 * at_once * span,
+        )  # fmt: skip
+        return sums
+
+    def table(self, image: Any, tile: Tile, chip: int, margin: int) -> Any:
+        """Mean and spread of the chip at every pixel from `margin` before the tile's first chip to as far behind."""
+        inset = (self.chip - chip) // 2 - margin
+        h, w = ((n - 1) * self.step + chip + 2 * margin for n in (tile.ny, tile.nx))
+        sums, other = (self.device.empty((h, w, 2), np.float64) for _ in range(2))
+        grid, pixels = (-(-h * w // 256), 1, 1), h * w
+        y, x = self.corner(tile.i0) + inset, self.corner(tile.j0) + inset
+        self.device.launch("moments", grid, 256, (image, self.a.shape[1], y, x, w, pixels, self.block, sums))
+        # Sums of a block, then of blocks: block + blocks additions for chip = block * blocks, along x and along y.
+        blocks = chip // self.block
+        for n, spacing in ((blocks, self.block), (self.block, w), (blocks, self.block * w)):
+            self.device.launch("box_sums", grid, 256, (sums, pixels, n, spacing, other))
+            sums, other = other, sums
+        table = self.device.empty((h, w, 2), np.float32)
+        self.device.launch("normalise", grid, 256, (sums, pixels, chip * chip, table))
+        return table
+
+    def peaks(self, sums: Any, tile: Tile, chip: int, kind: Any, min_pixels: int, out: Any) -> None:
+        """Match the chips of one size; fills out[:, tile] of (8, ny, nx)."""
+        a, b = self.table(self.a, tile, chip, 0), self.table(self.b, tile, chip, self.radius)
+        surface = self.size * self.size
+        fits = surface <= SURFACE_FLOATS
+        apart = self.device.empty((1,) if fits else (tile.ny, tile.nx, surface), np.float32)
+        self.device.launch(
+            "peaks", (tile.nx, tile.ny, 1), THREADS,
+            (sums, sums.shape[1], sums.shape[2], (self.chip - chip) // (2 * self.block), chip // self.block,
+             self.step // self.block, self.radius, self.pitch, a, a.shape[1], b, b.shape[1], self.step, kind,
+             min_pixels, apart, int(fits), tile.i0, tile.j0, out.shape[1], out.shape[2], out),
+            shared=4 * surface * fits,
+        )  # fmt: skip
+
+
 def match(
     first: NDArray[np.float32],
     first_valid: NDArray[np.bool_],
     second: NDArray[np.float32],
     second_valid: NDArray[np.bool_],
     shape: tuple[int, ...],
-    geometry: tuple[int, int, int, int, int],
-    min_pixels: int,
-    xp: Any = None,
+    geometry: tuple[int, int, int | tuple[int, ...], int, int],
+    min_pixels: int | tuple[int, ...],
+    device: Device | None = None,
 ) -> NDArray[np.float32]:
-    """Match all cells of a window.
+    """Match all cells of a window, with chips of one or several sizes.
 
     Parameters
     ----------
@@ -52,90 +253,47 @@ def match(
     shape : (ny, nx)
         Output cells.
     geometry : tuple of int
-        First pixel of the first chip, search radius, chip, step, block width [px].
-    min_pixels : int
+        First pixel of the first (largest) chip, search radius, chip or chips, step, block width [px]. Chips of several
+        sizes have the same centres; the block width divides the step, all chips, and half of the differences of chips.
+    min_pixels : int, or one for each chip
         Least number of common pixels.
-    xp : module, optional
-        Array module; CuPy by default.
+    device : Device, optional
+        Where to compute; the current device of CuPy by default.
 
     Returns
     -------
-    (8, ny, nx) float32
-        dy, dx, corr, second peak, mean |r|, rim, refined, share searched; as `_ncc_numba.match`.
+    (8, ny, nx) float32, or (n, 8, ny, nx) for a tuple of n chips
+        dy, dx, corr, second peak, mean |r|, rim, refined, share searched; as `_ncc_numba.match`. Where nothing could be
+        searched, corr is -2.
+
+    Raises
+    ------
+    ParameterError
+        Step, chips and block width do not fit each other.
     """
-    if xp is None:
-        import cupy
-
-        xp = cupy
-    origin, radius, chip, step, block = geometry
-    size = 2 * radius + 1
-    a, b = (xp.asarray(im, np.float32) for im in (first, second))
-    ma, mb = (xp.asarray(v).astype(np.float32) for v in (first_valid, second_valid))
-    images = [(a, b), (ma, mb), (a, mb), (ma, b), (a * a, mb), (ma, b * b)]
-    height, width = ((n - 1) * step + chip for n in shape)
-
-    def chips(p: Any) -> Any:
-        """Sums over the chip of every cell: pixels -> blocks -> chips."""
-        blocks = p.reshape(height // block, block, width // block, block).sum((1, 3))
-        n, stride = chip // block, step // block
-        rows = sum(blocks[k : blocks.shape[0] - n + 1 + k] for k in range(n))
-        return sum(rows[:, k : rows.shape[1] - n + 1 + k] for k in range(n))[::stride, ::stride]
-
-    def cut(im: Any, oy: int, ox: int) -> Any:
-        return im[origin + oy : origin + oy + height, origin + ox : origin + ox + width]
-
-    r = xp.empty((size * size, *shape), np.float32)
-    for d in range(size * size):
-        oy, ox = d // size - radius, d % size - radius
-        ab, n, sa, sb, qa, qb = (chips(cut(f, 0, 0) * cut(g, oy, ox)) for f, g in images)
-        count = xp.maximum(n, 1)
-        va, vb = qa - sa * sa / count, qb - sb * sb / count
-        textured = (va > 1e-6 * qa) & (vb > 1e-6 * qb)
-        value = (ab - sa * sb / count) / xp.sqrt(xp.where(textured, va * vb, 1))
-        r[d] = xp.where(n < min_pixels, -2, xp.where(textured, value, 0))
-    out = _peaks(r, size, xp)
-    return np.asarray(out if xp is np else xp.asnumpy(out), np.float32)
-
-
-def _peaks(r: Any, size: int, xp: Any) -> Any:
-    """Peak, second peak, mean |r| and quadric of all surfaces r[displacement, y, x] at once."""
-    radius = size // 2
-    arg = r.argmax(0)
-    oy, ox = arg // size, arg % size
-    rim = (oy == 0) | (ox == 0) | (oy == size - 1) | (ox == size - 1)
-    ys, xs = (g.reshape(-1, 1, 1) for g in xp.mgrid[:size, :size])
-    far = xp.maximum(abs(ys - oy), abs(xs - ox)) > 2
-    allowed = r > -1.5
-    mean = xp.where(allowed, abs(r), 0).sum(0) / xp.maximum(allowed.sum(0), 1)
-    safe = xp.where(rim, radius * size + radius, arg)
-    nine = {
-        (j, i): xp.take_along_axis(r, (safe + j * size + i)[None], 0)[0].astype(np.float64)
-        for j in (-1, 0, 1)
-        for i in (-1, 0, 1)
-    }
-    whole = ~rim
-    for value in nine.values():
-        whole &= value > -1.5
-    rim = ~whole  # the masks forbid a displacement beside the peak: a rim as well
-    gx = sum(i * v for (_, i), v in nine.items()) / 6
-    gy = sum(j * v for (j, _), v in nine.items()) / 6
-    hxy = sum(i * j * v for (j, i), v in nine.items()) / 4
-    hxx = sum((i * i - 2 / 3) * v for (_, i), v in nine.items())
-    hyy = sum((j * j - 2 / 3) * v for (j, _), v in nine.items())
-    determinant = hxx * hyy - hxy * hxy
-    ok = whole & (hxx < 0) & (determinant > 0)
-    determinant = xp.where(ok, determinant, 1)
-    dx, dy = -(hyy * gx - hxy * gy) / determinant, -(hxx * gy - hxy * gx) / determinant
-    ok &= (abs(dx) <= 1) & (abs(dy) <= 1)
-    return xp.stack(
-        [
-            oy - radius + xp.where(ok, dy, 0),
-            ox - radius + xp.where(ok, dx, 0),
-            r.max(0),
-            xp.where(far, r, -2).max(0),
-            mean,
-            rim,
-            ok,
-            allowed.mean(0),
-        ]
-    )
+    origin, radius, chips, step, block = geometry
+    sizes = [int(c) for c in np.atleast_1d(chips)]
+    least = [int(n) for n in np.broadcast_to(min_pixels, len(sizes))]
+    if step % block or any(c % block or (max(sizes) - c) % (2 * block) for c in sizes):
+        raise ParameterError(
+            "block", rule="must divide the step, every chip, and half of the differences of the chips", value=block
+        )
+    device = device or Gpu()
+    a, b = (device.put(np.ascontiguousarray(image, np.float32)) for image in (first, second))
+    a_valid, b_valid = (device.put(valid.astype(np.uint8)) for valid in (first_valid, second_valid))
+    pair = Pair(device, a, a_valid, b, b_valid, int(origin), int(radius), max(sizes), int(step), int(block))
+    ny, nx = shape
+    if first_valid.all() and second_valid.all():
+        masked = np.zeros((len(sizes), ny, nx), bool)
+        kinds = [device.put(np.full((ny, nx), CLEAN, np.uint8))] * len(sizes)
+    else:
+        kinds = [pair.kinds(c, n, (ny, nx)) for c, n in zip(sizes, least, strict=True)]
+        masked = np.stack([device.get(kind) == MASKED for kind in kinds])
+    outs = [device.empty((8, ny, nx), np.float32) for _ in sizes]
+    for tile in pair.tiles((ny, nx), 6 if masked.any() else 1):
+        some = masked[:, tile.i0 : tile.i0 + tile.ny, tile.j0 : tile.j0 + tile.nx].any()
+        sums = pair.block_sums(tile, 6 if some else 1)
+        for chip, n, kind, out in zip(sizes, least, kinds, outs, strict=True):
+            pair.peaks(sums, tile, chip, kind, n, out)
+    found = np.stack([device.get(out) for out in outs])
+    return found if isinstance(chips, tuple) else found[0]

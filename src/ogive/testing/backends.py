@@ -1,21 +1,20 @@
-"""The code of the GPU backend on NumPy arrays: the same whole-array operations, on a machine without a GPU."""
+"""The code of the GPU backend on the CPU: the same CUDA kernels and the same launches, on a machine without a GPU."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import NCC, _ncc_cupy
-from ..kernels.ncc import Scene
+from ..kernels import NCC
+from ..kernels._geometry import Scene
+from .cuda import Cpu
 
 
 @dataclass(frozen=True)
-class GpuCodeOnNumPy(NCC):
-    """NCC whose CuPy functions are given NumPy as their array module."""
+class GpuCodeOnCpu(NCC):
+    """NCC whose CUDA kernels run on the CPU."""
 
     backend: str = "cupy"
 
-    def _cupy(self, first: Scene, second: Scene, kind: NDArray[np.uint8]) -> NDArray[np.float32]:
-        geometry = (self._origin(), self.search, self.chip, self.step, self._block)
-        scenes = (first.image, first.valid, second.image, second.valid)
-        return _ncc_cupy.match(*scenes, kind.shape, geometry, self._min_pixels, xp=np)
+    def _gpu(self, first: Scene, second: Scene) -> NDArray[np.float32]:
+        return self._on(Cpu(), first, second)
