@@ -39,6 +39,14 @@ check: $(VENV)/.installed  ## style, types, docs; doctests run with the tests
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet
 
+bench: $(VENV)/.installed  ## speed and accuracy beside other software; fails when a speed ratio has fallen by 20 %
+ifneq ($(UV),)
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[bench]"
+else
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+endif
+	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/tracking.py --check benchmarks/baseline.json
+
 docs: $(VENV)/.installed  ## the documentation as a site, under site/
 	$(BIN)/mkdocs build --strict
 

@@ -82,7 +82,7 @@ def test_the_shift_is_that_of_an_independent_method(cube: xr.Dataset, velocity: 
 
 
 def test_the_published_shift(velocity: xr.Dataset) -> None:
-    """0.09 and 0.11 px from the published number, which carries a bias of its own.
+    """0.08 px from the published number in each axis, which carries a bias of its own.
 
     On exact shifts of the same texture its method is 0.02 to 0.03 px too small, ours less than 0.01 (below), and with a
     taper alone it gives (1.82, -0.63) on such windows.
@@ -91,7 +91,7 @@ def test_the_published_shift(velocity: xr.Dataset) -> None:
     assert np.isfinite(dy).mean() > 0.5
     middle = np.array([np.nanmedian(dy), np.nanmedian(dx)])
     np.testing.assert_allclose(middle, PUBLISHED, atol=0.12)
-    np.testing.assert_allclose(middle, [1.845, -0.657], atol=0.02)
+    np.testing.assert_allclose(middle, [1.830, -0.629], atol=0.02)
     assert validate.nmad(dy) < 0.12
     assert validate.nmad(dx) < 0.10
 

@@ -14,6 +14,7 @@ from odc.geo.geobox import GeoBox
 from ogive import flags, grid, masks
 from ogive.correct import modelled_error, stable_ground, stable_statistics
 from ogive.errors import GridError, MaskError, ParameterError
+from ogive.testing.velocity_cubes import velocity_cube
 
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DAYS = np.array([16.0, 32.0, 365.0, 5.0])
@@ -157,9 +158,9 @@ def test_a_subset_of_many_stable_cells_gives_the_same_shift():
 
 def test_statistics_without_scatter_have_a_floor():
     v = np.full((1, 100), 7.0)
-    row = stable_statistics(v, v, 0 * v, np.array([73.0]), area=6400.0, floor=0.1)[0]
-    np.testing.assert_allclose(row, [7, 0, 0.5, 7, 0, 0.5, 100])
-    empty = stable_statistics(v * np.nan, v, 0 * v, np.array([73.0]), area=6400.0, floor=0.1)[0]
+    row = stable_statistics(v, v, v * np.nan, v * np.nan, 0 * v, np.array([73.0]), area=6400.0, floor=0.1)[0]
+    np.testing.assert_allclose(row, [7, 0, 0.5, 7, 0, 0.5, 100, 1, 1])
+    empty = stable_statistics(v * np.nan, v, v, v, 0 * v, np.array([73.0]), area=6400.0, floor=0.1)[0]
     assert np.isnan(empty[:6]).all()
     assert empty[6] == 0
 
@@ -219,3 +220,29 @@ def test_real_bedrock_around_kaskawulsh_glacier():
     assert 0.02 < out["vy_error"].item() / 365 < 0.16
     before, after = (abs(float(v["vx"].where(still).median())) for v in (velocity, out))
     assert after < before
+
+
+def test_errors_of_single_vectors_are_scaled_to_stable_ground_and_never_down():
+    velocity, _ = velocity_cube("100")
+    rng = np.random.default_rng(3)
+    shape = velocity["vx"].shape
+    given = rng.uniform(5, 15, shape)
+    # Truly two and a half times as large along x, a fifth along y; the shift is known well with so many cells.
+    velocity["vx"][:] = 40 + 2.5 * given * rng.standard_normal(shape)
+    velocity["vy"][:] = -30 + 0.2 * given * rng.standard_normal(shape)
+    for name in ("vx", "vy"):
+        velocity[f"{name}_error_px"] = (velocity["vx"].dims, given.astype(np.float32), {"units": "meter/year"})
+    mask = xr.ones_like(velocity["vx"].isel(mid_date=0), bool)
+    corrected = stable_ground(velocity, mask)
+    assert (corrected["stable_shift_flag"] == 1).all()
+    assert float(corrected["vx_error_scale"].median()) == pytest.approx(2.5, abs=0.15)
+    assert (corrected["vy_error_scale"] == 1).all()
+    z = (corrected["vx"] / corrected["vx_error_px"]).values
+    assert np.mean(np.abs(z) < 1) == pytest.approx(0.683, abs=0.03)
+    assert np.mean(np.abs(z) < 1.96) == pytest.approx(0.95, abs=0.02)
+    expected = np.hypot(given, corrected["vy_stable_shift_error"].values[:, None, None])
+    np.testing.assert_allclose(corrected["vy_error_px"], expected, rtol=1e-5)
+    lazy = stable_ground(velocity.chunk(mid_date=20), mask)
+    assert lazy["vx_error_px"].chunks is not None
+    np.testing.assert_array_equal(lazy["vx_error_px"].compute(), corrected["vx_error_px"])
+    assert "scaled to the scatter of stable ground" in corrected["vx_error_px"].attrs["description"]

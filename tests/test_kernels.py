@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ogive import flags
-from ogive.blocks import OUTPUTS
+from ogive.blocks import OUTPUTS, outputs
 from ogive.errors import ParameterError
-from ogive.kernels import KERNELS, NCC, Custom, Kernel
-from ogive.testing.backends import GpuCodeOnNumPy
+from ogive.kernels import KERNELS, NCC, Custom, Kernel, OrientationCorrelation
+from ogive.testing.backends import GpuCodeOnCpu
 from ogive.testing.textures import fractal_scene
 
 Window = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -27,11 +27,21 @@ Window = tuple[NDArray[np.float32], NDArray[np.bool_]]
 ANY_RATIO: dict[str, Any] = {"max_peak_ratio": 1.0}
 SUBJECTS: dict[str, Callable[[], Any]] = {
     **{f"registered {name}": factory for name, factory in KERNELS.items()},
+    "quadric": lambda: NCC(chip=32, search=5, step=8, refine="quadric", backend="numba", **ANY_RATIO),
+    "fixed": lambda: NCC(chip=32, search=5, step=8, refine="fixed", backend="numba", **ANY_RATIO),
+    "affine": lambda: NCC(chip=32, search=5, step=8, refine="affine", backend="numba", **ANY_RATIO),
+    "three chips": lambda: NCC(chip=(16, 24, 32), search=5, step=8, backend="numba", **ANY_RATIO),
+    "sparse": lambda: NCC(chip=16, search=12, step=32, backend="numba", **ANY_RATIO),
+    "sparse, odd": lambda: NCC(
+        chip=21, search=6, step=41, enhance="none", refine="quadric", backend="numba", **ANY_RATIO
+    ),
+    "orientation, gaps": lambda: OrientationCorrelation(chip=16, search=4, step=20, **ANY_RATIO),
+    "coarse to fine": lambda: NCC(chip=32, search=17, step=8, coarse=4, backend="numba", **ANY_RATIO),
     "numba": lambda: NCC(chip=24, search=5, step=8, backend="numba", **ANY_RATIO),
     "numba, odd": lambda: NCC(chip=21, search=4, step=7, backend="numba", enhance="none", **ANY_RATIO),
     "numba, gaps": lambda: NCC(chip=16, search=4, step=20, backend="numba", enhance="wallis", **ANY_RATIO),
     "reference": lambda: NCC(chip=16, search=4, step=8, backend="reference", **ANY_RATIO),
-    "cupy file": lambda: GpuCodeOnNumPy(chip=16, search=4, step=8, **ANY_RATIO),
+    "cupy file": lambda: GpuCodeOnCpu(chip=16, search=4, step=8, **ANY_RATIO),
 }
 CELLS = (3, 4)
 
@@ -85,14 +95,14 @@ def test_it_is_a_kernel_with_the_outputs_that_blocks_expect(kernel, scene) -> No
     assert isinstance(kernel, Kernel)
     image = scene(shape_of(kernel))
     result = match(kernel, image, image)
-    assert set(result) == set(OUTPUTS)
-    for name, dtype in OUTPUTS.items():
+    assert set(result) == set(outputs(kernel))
+    for name, dtype in outputs(kernel).items():
         assert result[name].dtype == dtype
         assert result[name].shape == CELLS
     assert np.isfinite(result["dy"]).all()
     for name in ("dy", "dx"):  # the quadric through an asymmetric peak, not noise: the images are equal
         assert np.abs(result[name]).max() < 0.1
-    np.testing.assert_allclose(result["corr"], 1, atol=1e-5)
+    np.testing.assert_allclose(result["corr"], 1, atol=1e-4)
 
 
 def test_a_whole_pixel_shift_is_found_exactly(kernel) -> None:
@@ -100,7 +110,7 @@ def test_a_whole_pixel_shift_is_found_exactly(kernel) -> None:
         result = match(kernel, *white(kernel, dy, dx))
         np.testing.assert_array_equal(np.rint(result["dy"]), dy)
         np.testing.assert_array_equal(np.rint(result["dx"]), dx)
-        np.testing.assert_allclose(result["corr"], 1, atol=1e-5)
+        np.testing.assert_allclose(result["corr"], 1, atol=1e-4)
         assert (result["flag"] == 0).all()
 
 
@@ -177,7 +187,8 @@ def test_what_lies_under_the_mask_has_no_influence(kernel, scene) -> None:
     shape = shape_of(kernel, (5, 6))
     rng = np.random.default_rng(2)
     holes = rng.random(shape) < 0.02
-    edge = kernel.halo() + (kernel.step - kernel.chip) // 2 + -(-3 * kernel.chip // 4)  # 56 % of the first chip
+    chip = np.max(kernel.chip)
+    edge = kernel.halo() + (kernel.step - chip) // 2 + -(-3 * chip // 4)  # 56 % of the first chip
     holes[:edge, :edge] = True
     results = []
     for under in (0, 7, 1e6, np.nan, -np.inf):
@@ -222,7 +233,8 @@ def test_a_peak_beside_what_the_mask_forbids_is_on_a_rim(kernel, scene) -> None:
     dy = -(kernel.search - 1)
     second = np.ones(shape, bool)
     # One row too few of the middle chips is left at dy, but enough at dy + 1.
-    middle = kernel.halo() + kernel.step + (kernel.step - kernel.chip) // 2 + -(-kernel.chip // 2)
+    chip = np.max(kernel.chip)
+    middle = kernel.halo() + kernel.step + (kernel.step - chip) // 2 + -(-chip // 2)
     second[: middle + dy + 1] = False
     result = match(kernel, scene(shape), scene(shape, dy, 0), np.ones(shape, bool), second)
     assert (result["flag"][1] & flags.RIM != 0).all()
@@ -284,7 +296,7 @@ def test_it_is_a_value_that_prints_itself_and_travels(kernel) -> None:
         assert f"{field.name}={getattr(kernel, field.name)!r}" in repr(kernel)
     assert pickle.loads(pickle.dumps(kernel)) == kernel
     assert hash(dataclasses.replace(kernel)) == hash(kernel)
-    assert kernel.halo() >= (kernel.chip - kernel.step) // 2
+    assert kernel.halo() >= (np.max(kernel.chip) - kernel.step) // 2
 
 
 @pytest.mark.parametrize(
@@ -298,6 +310,15 @@ def test_it_is_a_value_that_prints_itself_and_travels(kernel) -> None:
         ({"max_peak_ratio": -0.1}, r"max_peak_ratio: must lie in 0 \.\.\. 1"),
         ({"backend": "opencl"}, r"backend: must be auto, numba, cupy or reference"),
         ({"chip": 15, "step": 4}, r"both be even or both be odd, .*chip=15, step=4"),
+        ({"chip": (16, 31)}, r"both be even or both be odd"),
+        ({"chip": (32, 16)}, r"chip: must be one width, or different ones in rising order"),
+        ({"chip": ()}, r"chip: must be one width"),
+        ({"refine": "sinc"}, r"refine: must be quadric, translation, fixed or affine \(found 'sinc'\)"),
+        ({"chip": (16, 32), "refine": "affine"}, r"chip: must be at least 24 px for refine='affine'"),
+        ({"coarse": 3}, r"coarse: must divide the step of 8 px"),
+        ({"coarse": 0}, r"coarse: .*at least 1 \(found 0\)"),
+        ({"search_enhance": "sharpen"}, r"enhance: must be one of"),
+        ({"search": True}, r"search: must be a whole number"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_rule_and_value(parameters, message) -> None:
@@ -325,3 +346,41 @@ def test_a_custom_function_gets_windows_with_nan_and_its_gaps_are_flagged() -> N
     np.testing.assert_array_equal(result["dx"], np.array([[2, np.nan]], np.float32))
     with pytest.raises(ParameterError, match="margin: must be at least 0 px"):
         Custom(function, margin=-1)
+
+
+def test_a_prior_that_was_not_read_is_refused(scene) -> None:
+    kernel = NCC(chip=16, search=3, step=8, prior=2, refine="quadric")
+    one = kernel.prepare(scene(shape_of(kernel)), np.ones(shape_of(kernel), bool))
+    with pytest.raises(ParameterError, match=r"prior: must have shape .* within 2 px.*3 px"):
+        kernel.match(one, one, np.full((2, *CELLS), 3.0, np.float32))
+    with pytest.raises(ParameterError, match=r"prior: must have shape \(2, 3, 4\)"):
+        kernel.match(one, one, np.zeros((2, 2, 2), np.float32))
+    found = kernel.match(one, one, np.full((2, *CELLS), -2.0, np.float32))
+    np.testing.assert_allclose(found["dy"], 0, atol=0.05)
+
+
+def test_each_vector_takes_the_smallest_chip_that_passes(scene) -> None:
+    """Noise that only large chips bear, in one half of the image."""
+    kernel = NCC(chip=(8, 24, 40), search=4, step=8, refine="quadric", enhance="none")
+    shape = shape_of(kernel, (12, 24))
+    one, two = scene(shape), scene(shape, 1, -2)
+    noise = 0.06 * np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+    noise[:, : shape[1] // 2] = 0
+    found = match(kernel, one, two + noise)
+    quiet, noisy = found["chip"][:, :8], found["chip"][:, -8:]
+    assert (quiet == 8).mean() > 0.7
+    assert (noisy > 8).mean() > 0.6 > 0.4 > (quiet > 8).mean()
+    assert np.isfinite(found["dy"]).mean() > 0.9
+    # Each answer is that of its size alone.
+    for chip in (8, 24, 40):
+        alone = match(dataclasses.replace(kernel, chip=chip), *cut_to(kernel, chip, one, two + noise))
+        taken = (found["chip"] == chip) & np.isfinite(found["dy"])
+        assert taken.sum() > 3
+        for name in ("dy", "dx", "corr", "peak_ratio", "snr"):
+            np.testing.assert_array_equal(found[name][taken], alone[name][taken], err_msg=name)
+
+
+def cut_to(kernel: Any, chip: int, *images: Any) -> list[Any]:
+    """The images without the part of the halo that only larger chips and their neighbours need."""
+    less = kernel.halo() - dataclasses.replace(kernel, chip=chip).halo()
+    return [np.ascontiguousarray(im[less : im.shape[0] - less, less : im.shape[1] - less]) for im in images]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ogive import flags
 from ogive.kernels import NCC, _ncc_numba, _ncc_reference
 from ogive.kernels.subpixel import quadric
-from ogive.testing.backends import GpuCodeOnNumPy
+from ogive.testing.backends import GpuCodeOnCpu
 from ogive.testing.pairs import TruthPair, truth_pair
 from ogive.testing.textures import fractal_scene
 
@@ -44,7 +44,7 @@ def made_up(seed: int, shape: tuple[int, int], holes: float, move: int) -> list[
 def compare(kernel: NCC, seed: int, holes: float, cells: tuple[int, int] = (3, 4)) -> int:
     """Assert that a backend gives the answer of the reference; returns the number of vectors compared."""
     # No threshold: a value on either side of one is no disagreement.
-    kernel = replace(kernel, min_correlation=0.0, max_peak_ratio=1.0)
+    kernel = replace(kernel, min_correlation=0.0, max_peak_ratio=1.0, refine="quadric")
     height, width = (2 * kernel.halo() + n * kernel.step for n in cells)
     one, two, valid1, valid2 = made_up(seed, (height, width), holes, min(1, kernel.search - 1))
     got, expected = (
@@ -63,7 +63,7 @@ def test_backends_agree_with_the_reference(geometry, backend) -> None:
     chip, step, search = geometry
     kernel = NCC(chip, search, step, "none", backend="numba")
     if backend == "cupy file":
-        kernel = GpuCodeOnNumPy(chip, search, step, "none")
+        kernel = GpuCodeOnCpu(chip, search, step, "none")
     found = sum(compare(kernel, seed=7, holes=holes) for holes in (0.0, 0.01, 0.1))
     assert found > 6
 
@@ -136,12 +136,12 @@ def test_ties_go_to_the_first_in_row_order(data) -> None:
         meta = json.loads((folder / "meta.json").read_text())
         surface = np.fromfile(folder / "surface.bin", np.float32)
         size = meta["arrays"]["surface"]["shape"][0]
-        best, second, mean, count, py, px = (np.zeros(1, np.float32) for _ in range(6))
-        arg = np.zeros(1, np.int64)
-        _ncc_numba.statistics(surface[:, None].copy(), size, best, arg, second, mean, count, py, px)
+        best, arg, total = np.full(1, -2, np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32)
+        for d in range(surface.size):
+            _ncc_numba.highest(surface, np.uint64(d), best, arg, total, 1, np.int32(d))
         assert [int(arg[0]) // size, int(arg[0]) % size] == meta["params"]["row_col_0based"]
         assert float(best[0]) == meta["params"]["maxval"]
-        assert float(mean[0]) == pytest.approx(np.abs(surface).mean(), rel=1e-6)
+        assert float(total[0]) == pytest.approx(np.abs(surface).sum(), rel=1e-6)
 
 
 @given(
@@ -156,8 +156,10 @@ def test_the_quadric_is_exact_on_a_paraboloid(dy, dx, curvature, stretch, skew, 
     got = quadric(r.ravel(), 12, 5)
     assert got[2]
     assert got[:2] == pytest.approx((dy, dx), abs=1e-9)
-    whole = _ncc_reference.peak(r[1:4, 1:4])
-    if np.argmax(r[1:4, 1:4]) == 4:
+    # The reference reads correlations, and takes their logarithm.
+    correlations = np.exp(r[1:4, 1:4] - r.max())
+    whole = _ncc_reference.peak(correlations)
+    if np.argmax(correlations) == 4 and correlations.min() > 0.1:
         assert whole[:2] == pytest.approx((dy, dx), abs=1e-9)
 
 
@@ -219,16 +221,23 @@ cached_pair = functools.cache(truth_pair)
 
 
 @pytest.mark.parametrize(
-    ("name", "chip", "rmse"),
+    ("name", "chip", "refine", "rmse"),
     # Measured .0218, .0230, .0374, .0274; a published tracker with a 64-fold pyramid has .023, .025, .042, .031.
-    [("P1", 32, 0.0225), ("P1", 64, 0.024), ("P2", 32, 0.0385), ("P2", 64, 0.0285)],
-)
-def test_error_on_a_winding_stream(name, chip, rmse) -> None:
-    got = score(cached_pair(name), NCC(chip=chip, search=8, step=8))
-    assert got.points == 12100
+    # Refined .0081, .0085, .0314, .0187.
+    [
+        ("P1", 32, "quadric", 0.0225), ("P1", 64, "quadric", 0.024),
+        ("P2", 32, "quadric", 0.0385), ("P2", 64, "quadric", 0.0285),
+        ("P1", 32, "translation", 0.0085), ("P1", 64, "translation", 0.0090),
+        ("P2", 32, "translation", 0.032), ("P2", 64, "translation", 0.020),
+    ],
+)  # fmt: skip
+def test_error_on_a_winding_stream(name, chip, refine, rmse) -> None:
+    got = score(cached_pair(name), NCC(chip=chip, search=8, step=8, refine=refine))
+    # Neighbours that judge and correct a vector need a wider halo.
+    assert got.points == 12100 if refine == "quadric" else got.points >= 10000
     assert got.valid > 0.999
     assert got.gross < 0.001
-    assert 0.01 < got.rmse < rmse
+    assert 0.005 < got.rmse < rmse
     assert max(map(abs, got.bias)) < 0.005
 
 
@@ -257,7 +266,7 @@ def test_unrelated_images_seldom_pass_and_never_with_large_chips() -> None:
 def test_peak_locking_stays_below_the_limit_of_the_fast_mode() -> None:
     worst = 0.0
     for k in range(0, 17, 2):
-        ey, ex, *_ = errors(truth_pair(f"S{k:02d}", 192), NCC(chip=32, search=3, step=8))
+        ey, ex, *_ = errors(truth_pair(f"S{k:02d}", 192), NCC(chip=32, search=3, step=8, refine="quadric"))
         assert ex.size > 150
         assert np.isfinite(ex).all()
         # The bias is that of the position between the pixels, not of the noise.

@@ -26,7 +26,7 @@ from ogive.testing.readers import FakeReader
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
 
 SMALL = GeoBox((120, 136), Affine(10, 0, 600000, 0, -10, 5100000), "EPSG:32632")
-KERNEL = og.NCC(chip=16, search=2, step=8)
+KERNEL = og.NCC(chip=16, search=2, step=8, refine="quadric")
 
 
 READERS: list["Shared"] = []

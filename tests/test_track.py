@@ -70,7 +70,7 @@ def test_layout_follows_its_live(moving) -> None:
     assert velocity["vx"].attrs["standard_name"] == "land_ice_surface_x_velocity"
     assert velocity["chip_size_width"].dtype == np.uint16
     assert float(velocity["y"][0]) == 5100000 - 60
-    assert int(velocity["chip_size_width"].isel(mid_date=0, y=0, x=0).compute()) == 320
+    assert int(velocity["chip_size_width"].isel(mid_date=0, y=10, x=10).compute()) == 320
     # mid_date carries the date of image 1 as YYMMDD microseconds.
     token = (velocity["mid_date"] - velocity["date_center"]).values.astype("timedelta64[us]").astype(int)
     assert token.tolist() == [210701, 210701, 210711]
@@ -141,3 +141,140 @@ def test_modelled_error_of_a_pair_shrinks_with_its_span(moving) -> None:
     velocity = og.track(cube, og.make_pairs(cube))
     errors = pd.Series(velocity["vx_error"].values, velocity["date_dt"].values)
     assert errors.loc[20].item() == pytest.approx(errors.loc[10].iloc[0] / 2)
+
+
+# --- errors of single vectors, priors, stacks ---
+
+
+def test_every_refined_vector_has_an_error_in_meter_per_year(moving) -> None:
+    cube, _ = moving(vy=1.7, vx=-2.6)
+    velocity = og.track(cube, og.make_pairs(cube, days=(5, 30)), og.NCC(chip=32, search=8, step=8)).compute()
+    good = velocity["flag"].values == 0
+    assert good.mean() > 0.4
+    for name, truth in (("vx", -2.6), ("vy", 1.7)):
+        sigma = velocity[f"{name}_error_px"].values[good]
+        assert (sigma > 0).all()
+        # No noise and no strain: what is left is interpolation, 0.003 px at least, 1 m/yr over 10 days.
+        assert np.median(sigma) < 10
+        assert np.mean(np.abs(velocity[name].values[good] - truth * 365) < 3 * sigma + 0.5) > 0.95
+    assert velocity["vx_error_px"].attrs["units"] == "meter/year"
+    # The error is that of a displacement: over twice the time half as large.
+    ten, twenty = (velocity["vx_error_px"].values[velocity["date_dt"].values == days] for days in (10, 20))
+    assert np.nanmedian(ten) > 1.5 * np.nanmedian(twenty)
+
+
+def test_quick_look_has_no_errors(moving) -> None:
+    cube, _ = moving()
+    velocity = og.track(cube, og.make_pairs(cube), og.NCC(chip=16, search=6, refine="quadric")).compute()
+    assert np.isfinite(velocity["vx"].values).any()
+    assert np.isnan(velocity["vx_error_px"].values).all()
+
+
+def test_affine_gives_strain_rates_of_a_field_that_stretches(texture, moving) -> None:
+    cube, _ = moving(dates=("2021-07-01", "2021-07-11"))
+    pairs = og.make_pairs(cube)
+    y, x = (cube[name].values.astype(float) for name in ("y", "x"))
+    yy, xx = np.meshgrid(y - y.mean(), x - x.mean(), indexing="ij")
+    # d(vx)/dx = 0.15, d(vy)/dy = -0.1, and a shear of 0.2 and 0.05 [1/year], over ten days.
+    rate = {"exx": 0.15, "eyy": -0.1, "exy": 0.125}
+    share = 10 / 365
+    east, north = share * (0.15 * xx + 0.2 * yy), share * (0.05 * xx - 0.1 * yy)
+    second = texture(y[:, None] - north, x[None] - east)
+    image = np.stack([texture(y[:, None], x[None]), second]).astype(np.float32)
+    still = cube.load().copy()
+    still["image"] = still["image"].copy(data=image)
+    velocity = og.track(still, pairs, og.NCC(chip=48, search=4, refine="affine")).compute()
+    good = velocity["flag"].values == 0
+    assert good.mean() > 0.3
+    for name, expected in rate.items():
+        assert np.median(velocity[name].values[good]) == pytest.approx(expected, abs=0.02)
+        assert velocity[name].attrs["units"] == "1/year"
+
+
+def test_a_prior_finds_what_lies_beyond_the_search(moving) -> None:
+    cube, _ = moving(dates=("2021-07-01", "2021-07-11"), vy=6.0, vx=-9.0)
+    pairs, kernel = og.make_pairs(cube), og.NCC(chip=32, search=3, step=8)
+    alone = og.track(cube, pairs, kernel).compute()
+    right = np.abs(alone["vx"] + 9 * 365) < 300
+    assert not right.any()
+    guided = og.track(cube, pairs, kernel, prior=(-8.0 * 365, 5.5 * 365)).compute()
+    good = guided["flag"].values == 0
+    assert good.mean() > 0.3
+    assert np.median(guided["vx"].values[good]) == pytest.approx(-9 * 365, abs=10)
+    assert np.median(guided["vy"].values[good]) == pytest.approx(6 * 365, abs=10)
+    # A search that holds both windows gives the same vectors.
+    wide = og.track(cube, pairs, og.NCC(chip=32, search=14, step=8)).compute()
+    both = good & (wide["flag"].values == 0)
+    assert both.sum() > 100
+    np.testing.assert_allclose(guided["vx"].values[both], wide["vx"].values[both], atol=2)
+
+
+def test_a_prior_map_guides_each_cell_and_says_where_it_is_missing(moving) -> None:
+    cube, _ = moving(dates=("2021-07-01", "2021-07-11"), vy=0.0, vx=-9.0)
+    pairs, kernel = og.make_pairs(cube), og.NCC(chip=32, search=3, step=8, refine="quadric")
+    first = og.track(cube, pairs, og.NCC(chip=32, search=12, step=8)).compute().isel(mid_date=0)
+    prior = first[["vx", "vy"]].drop_vars([c for c in first.coords if c not in ("y", "x", "mapping")])
+    prior["vx"][:] = np.where(prior["x"].values > float(prior["x"].mean()), -9.3 * 365, np.nan)
+    prior["vy"][:] = 0.0
+    found = og.track(cube, pairs, kernel, prior=prior).compute().isel(mid_date=0)
+    east = found["x"].values > float(found["x"].mean())
+    missing = found["flag"].values & flags.PRIOR_MISSING != 0
+    assert missing[:, ~east].all()
+    assert not missing[:, east].any()
+    inner = found["flag"].values[8:-8, east][:, :8]
+    assert (inner == 0).all()
+    assert np.median(found["vx"].values[8:-8, east][:, :8]) == pytest.approx(-9 * 365, abs=15)
+    # Every tile looks round the same prior.
+    tiled = og.track(cube, pairs, kernel, prior=prior, tile=5).compute().isel(mid_date=0)
+    np.testing.assert_array_equal(tiled["vx"].values, found["vx"].values)
+    np.testing.assert_array_equal(tiled["flag"].values, found["flag"].values)
+
+
+def test_a_stack_shows_what_no_single_pair_does(moving) -> None:
+    dates = tuple(str(np.datetime64("2021-07-01") + 5 * k) for k in range(9))
+    cube, _ = moving(dates=dates, vy=1.0, vx=-1.6)
+    cube = cube.load()
+    rng = np.random.default_rng(4)
+    spread = float(cube["image"].std())
+    cube["image"] = cube["image"] + (2.0 * spread * rng.standard_normal(cube["image"].shape)).astype(np.float32)
+    pairs = og.make_pairs(cube, days=(5, 5))
+    assert len(pairs) == 8
+    kernel = og.NCC(chip=32, search=5, step=8, refine="quadric")
+    single = og.track(cube, pairs, kernel).compute()
+    stack = og.track(cube, pairs, kernel, stack="100D").compute()
+    assert stack.sizes["mid_date"] == 1
+    assert stack["stack_count"].values.tolist() == [8]
+    assert stack["acquisition_date_img1"].values[0] == np.datetime64(dates[0])
+    assert stack["acquisition_date_img2"].values[0] == np.datetime64(dates[-1])
+    assert float(stack["date_dt"][0]) == 5.0
+
+    def score(velocity):
+        e = np.stack([velocity["vx"] + 1.6 * 365, velocity["vy"] - 365])[:, :, 6:-6, 6:-6].reshape(2, -1)
+        valid = np.isfinite(e).all(0)
+        return valid.mean(), np.sqrt(np.mean(e[:, valid] ** 2))
+
+    (valid_one, rmse_one), (valid_all, rmse_all) = score(single), score(stack)
+    assert valid_all > 0.95 > 0.8 > valid_one
+    median = single.median("mid_date", keep_attrs=True).expand_dims("mid_date")
+    assert rmse_all < 0.8 * score(median)[1] < rmse_one
+    listed = og.track(cube, pairs, kernel, stack=[list(range(8))], tile=7).compute()
+    np.testing.assert_array_equal(listed["vx"].values, stack["vx"].values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stack": "a while"}, "stack: must be a time span"),
+        ({"stack": [[0, 7]]}, r"stack: must list rows 0 \.\.\. 2"),
+        ({"stack": [[]]}, "stack: must list rows"),
+        ({"stack": "30D", "prior": (0.0, 0.0)}, "exclude each other"),
+        ({"prior": (1e6, 0.0)}, r"prior: must stay inside the image of 240 x 264 px \(found 5479 px"),
+    ],
+)
+def test_wrong_stacks_and_priors_are_refused(moving, options, message) -> None:
+    cube, reader = moving()
+    with pytest.raises(ParameterError, match=message):
+        og.track(cube, og.make_pairs(cube), **options)
+    with pytest.raises(ParameterError, match="must know priors and stacks"):
+        og.track(cube, og.make_pairs(cube), lambda *a: None, stack="30D")
+    assert reader.count == 0

@@ -10,35 +10,62 @@ already lives in Dask chunks the same function gets its window from Dask's own o
 tiling, give the same bits (tests/test_blocks.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
 from dask.array.overlap import overlap
 from numpy.typing import NDArray
 
 from . import flags, quality
 from .errors import ParameterError
-from .kernels import Kernel
+from .kernels import Guided, Kernel
 
 OUTPUTS: dict[str, Any] = {
     "dy": np.float32,
     "dx": np.float32,
+    "dy_error": np.float32,
+    "dx_error": np.float32,
     "corr": np.float32,
     "snr": np.float32,
     "peak_ratio": np.float32,
+    "valid_fraction": np.float32,
+    "chip": np.uint16,
     "flag": np.uint16,
 }
-"""What a kernel returns for each pair, and its type."""
+"""What every kernel returns for each pair, and its type; a kernel's `extras` are float32."""
 
 BATCH = 32
 """Pairs in a block. More would save reads, fewer would save memory; 32 pairs of 1024 px take about 0.2 GB."""
 _TILE_PIXELS = 1024
 """Pixels along a tile's side: read amplification 1.2 with a halo of 50, a few seconds of matching."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Velocities to search round, as displacements of each pair.
+
+    Parameters
+    ----------
+    rate : (2, ny + 2 margin, nx + 2 margin) float32
+        (y, x) displacement [px] in a unit of time, NaN where unknown.
+    factors : (pairs,) float64
+        Units of time between the images of each pair.
+    margin : int
+        Cells beyond the output that the kernel's neighbour tests look at.
+    """
+
+    rate: NDArray[np.float32]
+    factors: NDArray[np.float64]
+    margin: int
+
+    def window(self, pair: int, y: int, x: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Displacements of one pair for the cells from (y, x) on, with the margin [px]."""
+        rows, columns = (slice(k, k + n + 2 * self.margin) for k, n in zip((y, x), shape, strict=True))
+        return np.asarray(self.rate[:, rows, columns] * self.factors[pair], np.float32)
 
 
 @dataclass(frozen=True)
@@ -87,10 +114,8 @@ class Blocks:
         return first * self.step - self.halo, last * self.step + self.halo
 
 
-def plan(
-    cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, tile: int | None = None, batch: int | None = None
-) -> Blocks:
-    """Cut the output into blocks.
+def plan(cube: xr.Dataset, count: int, kernel: Kernel, tile: int | None = None, batch: int | None = None) -> Blocks:
+    """Cut the output of `count` pairs or stacks of pairs into blocks.
 
     Raises
     ------
@@ -99,7 +124,7 @@ def plan(
     """
     height, width = cube.sizes["y"], cube.sizes["x"]
     cells = (height // kernel.step, width // kernel.step)
-    least = max(kernel.chip, kernel.step)
+    least = max(np.max(kernel.chip), kernel.step)
     if min(height, width) < least:
         raise ParameterError(
             "chip", rule=f"must fit into the image of {height} x {width} px",
@@ -112,29 +137,36 @@ def plan(
     for name, value in (("tile", tile), ("batch", batch)):
         if value < 1:
             raise ParameterError(name, rule="must be at least 1", value=value)
-    return Blocks(cells, len(pairs), tile, batch, kernel.step, kernel.halo())
+    return Blocks(cells, count, tile, batch, kernel.step, kernel.halo())
 
 
-def map_overlapping(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, blocks: Blocks) -> dict[str, da.Array]:
-    """Apply a matching kernel to every pair and tile, lazily.
+def map_overlapping(
+    cube: xr.Dataset,
+    groups: Sequence[NDArray[np.int64]],
+    kernel: Kernel,
+    blocks: Blocks,
+    prior: Prior | None = None,
+) -> dict[str, da.Array]:
+    """Apply a matching kernel to every pair, or stack of pairs, and tile, lazily.
 
     Parameters
     ----------
     cube : xr.Dataset
         `image` and `mask`, dims (time, y, x); lazily indexed, in memory, or in Dask chunks.
-    pairs : pd.DataFrame
-        Positions `i1`, `i2` in the cube's time.
+    groups : sequence of (n, 2) int64 arrays
+        Positions of scenes in the cube's time: one pair, or the pairs of one stack, for each layer of the output.
     kernel : Kernel
     blocks : Blocks
         From `plan`.
+    prior : Prior, optional
+        Displacements to search round.
 
     Returns
     -------
     dict of dask arrays
-        `OUTPUTS`, each (pairs, ny, nx), one task per block behind all of them.
+        `OUTPUTS` and the kernel's `extras`, each (groups, ny, nx), one task per block behind all of them.
     """
     numbers = [da.from_array(np.arange(len(c)), chunks=1) for c in blocks.chunks]
-    scenes = pairs[["i1", "i2"]].to_numpy(np.int64)
     # Pixels beyond the last whole cell belong to no cell: leave them out, so that both paths see the same image.
     height, width = (n * blocks.step for n in blocks.cells)
     image, mask = (cube[name].variable[:, :height, :width] for name in ("image", "mask"))
@@ -147,9 +179,14 @@ def map_overlapping(cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, block
     base = da.blockwise(
         _block, "byx", *arguments, dtype=object, concatenate=True, align_arrays=False,
         adjust_chunks=dict(zip("byx", blocks.chunks, strict=True)), meta=np.empty((0, 0, 0), object),
-        source=source, scenes=scenes, kernel=kernel, blocks=blocks,
+        source=source, groups=groups, kernel=kernel, blocks=blocks, prior=prior,
     )  # fmt: skip
-    return {name: pick(base, name, dtype) for name, dtype in OUTPUTS.items()}
+    return {name: pick(base, name, dtype) for name, dtype in outputs(kernel).items()}
+
+
+def outputs(kernel: Kernel) -> dict[str, Any]:
+    """Names and types of what a kernel returns."""
+    return OUTPUTS | dict.fromkeys(kernel.extras, np.float32)
 
 
 def pick(base: da.Array, name: str, dtype: Any) -> da.Array:
@@ -211,20 +248,22 @@ def _block(
     mask: NDArray[np.uint8] | None = None,
     *,
     source: Callable[..., Any] | None,
-    scenes: NDArray[np.int64],
+    groups: Sequence[NDArray[np.int64]],
     kernel: Kernel,
     blocks: Blocks,
+    prior: Prior | None,
 ) -> dict[str, NDArray[Any]]:
     """All pairs of one block: the body of the task."""
-    rows = scenes[blocks.rows(int(b[0]))]
+    layers = blocks.rows(int(b[0]))
+    rows = groups[layers]
     ys, xs = blocks.window(0, int(y[0])), blocks.window(1, int(x[0]))
-    last = {int(scene): k for k, row in enumerate(rows) for scene in row}
+    last = {int(scene): k for k, row in enumerate(rows) for scene in row.flat}
     shape = (len(rows), *((hi - lo - 2 * blocks.halo) // blocks.step for lo, hi in (ys, xs)))
-    out = {name: np.empty(shape, dtype) for name, dtype in OUTPUTS.items()}
+    out = {name: np.empty(shape, dtype) for name, dtype in outputs(kernel).items()}
     outside = _leaves_image(blocks, ys, xs)
     prepared: dict[int, Any] = {}
     for k, row in enumerate(rows):
-        for scene in map(int, row):
+        for scene in map(int, row.flat):
             if scene not in prepared:
                 if source is not None:
                     pixels, bits = source(scene, ys, xs)
@@ -233,11 +272,20 @@ def _block(
                     assert mask is not None
                     pixels, bits = image[scene], mask[scene]
                 prepared[scene] = kernel.prepare(pixels, quality.usable(bits))
-        result = kernel.match(prepared[int(row[0])], prepared[int(row[1])])
-        for name in OUTPUTS:
-            out[name][k] = result[name]
+        pairs = [(prepared[int(one)], prepared[int(two)]) for one, two in row]
+        if len(pairs) > 1:
+            assert isinstance(kernel, Guided)  # `track` has asked
+            result = kernel.match_stack(pairs)
+        elif prior is not None:
+            assert isinstance(kernel, Guided)
+            around = prior.window(layers.start + k, int(y[0]) * blocks.tile, int(x[0]) * blocks.tile, shape[1:])
+            result = kernel.match(*pairs[0], around)
+        else:
+            result = kernel.match(*pairs[0])
+        for name, values in out.items():
+            values[k] = result[name]
         out["flag"][k][outside & (out["flag"][k] & flags.NO_DATA != 0)] |= flags.OUTSIDE
-        for scene in {int(s) for s in row if last[int(s)] == k}:
+        for scene in {int(s) for s in row.flat if last[int(s)] == k}:
             del prepared[scene]
     return out
 
@@ -251,10 +299,13 @@ def _leaves_image(blocks: Blocks, ys: tuple[int, int], xs: tuple[int, int]) -> N
     return axes[0][:, None] | axes[1][None, :]
 
 
-def memory(blocks: Blocks, scenes: int) -> int:
-    """Upper estimate of the memory of one block [bytes]: prepared scenes, one read, tables in the making, outputs."""
+def memory(blocks: Blocks, scenes: int, kernel: Kernel) -> int:
+    """Upper estimate of the memory of one block [bytes]: prepared scenes, one read, what is in the making, outputs."""
     side = blocks.tile * blocks.step + 2 * blocks.halo
     cells = blocks.batch * blocks.tile**2
-    per_scene = 4 + 1 + 4 + 8  # image, mask, integral image, two tables
+    sizes = int(np.size(kernel.chip))
+    # Image, mask, integral image, three planes in polyphase order, gradients and spline; two tables for each chip.
+    per_scene = 4 + 1 + 4 + 12 + 12 + 8 * sizes
     working = 4 * 6 + 16 * 2  # filter and masked planes, float64 sums
-    return int(side**2 * (min(scenes, 2 * blocks.batch) * per_scene + working) + cells * 40)
+    per_cell = sum(np.dtype(dtype).itemsize for dtype in outputs(kernel).values())
+    return int(side**2 * (min(scenes, 2 * blocks.batch) * per_scene + working) + cells * (per_cell + 12))

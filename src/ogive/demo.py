@@ -107,13 +107,12 @@ def pair_scores(world: World, velocity: xr.Dataset) -> pd.DataFrame:
         true_vy, true_vx = world.glacier.mean_velocity(t1, t2, y, x)
         scale = float(one["date_dt"]) / grids.YEAR_DAYS / metre
         for name, where in (("ice", ice), ("rock", ~ice)):
-            columns = [
-                (one["vx"].values - true_vx)[where] * scale,
-                (one["vy"].values - true_vy)[where] * scale,
-                np.full(where.sum(), float(one["vx_error"]) * scale),
-                np.full(where.sum(), float(one["vy_error"]) * scale),
-            ]
-            parts[name].append(np.stack(columns))
+            columns = [one["vx"].values - true_vx, one["vy"].values - true_vy]
+            for v in ("vx", "vy"):
+                own = one[f"{v}_error_px"].values
+                # A vector that could not be refined has the error of its pair.
+                columns.append(np.where(np.isfinite(own), own, float(one[f"{v}_error"])))
+            parts[name].append(np.stack([values[where] * scale for values in columns]))
     rows = []
     for name, found in parts.items():
         vx, vy, ex, ey = np.concatenate(found, axis=1)

@@ -96,7 +96,7 @@ def explain(velocity: xr.Dataset) -> Explanation:
         scenes=len(set(one) | set(two)),
         read_gigabytes=read * 5 / 1e9,
         write_gigabytes=sum(_bytes(v) for v in velocity.data_vars.values()) / 1e9,
-        worker_gigabytes=block_layer.memory(layout, len(set(one) | set(two))) / 1e9,
+        worker_gigabytes=block_layer.memory(layout, len(set(one) | set(two)), kernel) / 1e9,
         amplification=read / max(1, batches * area),
         precision=(float(np.min(error)), float(np.max(error))),
     )

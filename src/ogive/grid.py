@@ -113,3 +113,19 @@ def geobox_of(obj: xr.Dataset | xr.DataArray) -> GeoBox:
     epsg = variable.attrs.get("spatial_epsg")
     crs = f"EPSG:{int(epsg)}" if epsg else wkt
     return GeoBox((obj.sizes["y"], obj.sizes["x"]), Affine(steps["x"], 0, left, 0, steps["y"], top), crs)
+
+
+def pair_days(velocity: xr.Dataset) -> xr.DataArray:
+    """Days that a displacement took, on mid_date: between the images, or the mean of the pairs of a stack.
+
+    Examples
+    --------
+    >>> dates = {f"acquisition_date_img{k}": ("mid_date", np.array([d], "M8[ns]")) for k, d in
+    ...          ((1, "2020-01-01"), (2, "2020-01-13"))}
+    >>> pair_days(xr.Dataset(dates)).values.tolist()
+    [12.0]
+    """
+    if "stack_count" in velocity:
+        return velocity["date_dt"].astype(np.float64)
+    span = velocity["acquisition_date_img2"] - velocity["acquisition_date_img1"]
+    return span / np.timedelta64(86400, "s")

@@ -91,6 +91,10 @@ class RunConfig(_Section):
     kernel: dict[str, Any] = Field(
         default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC"
     )
+    stack: str | None = Field(
+        None,
+        description="ensemble correlation: average pairs of like spans within this time, 30D; empty: single pairs",
+    )
     stable: StableSection = StableSection()
     filters: dict[str, dict[str, Any]] = Field(default={"local_median": {}}, description="in this order")
     invert: InvertSection | None = InvertSection()
@@ -283,7 +287,7 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
                 fix="widen the dates, or look at the masks",
             )  # fmt: skip
         cube = cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
-    velocity = track(cube, make_pairs(cube, _rules(config.pairs)), kernel)
+    velocity = track(cube, make_pairs(cube, _rules(config.pairs)), kernel, stack=config.stack)
     # What follows the matching is tried on the lazy cube: a wrong filter or mask must not show up hours later.
     stable_mask(config, velocity)
     filtered = apply_filters(config, velocity)

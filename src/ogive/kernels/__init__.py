@@ -5,7 +5,7 @@ array: `blocks.map_overlapping` cuts the windows, `track` turns pixels into mete
 of its parameters with five members (`Kernel`); whatever is in `KERNELS` is run through the contract tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 
 from .. import flags
 from ..errors import ParameterError
-from .ncc import NCC
+from .ncc import GRADIENT, NCC
+from .orientation import OrientationCorrelation
+from .phase import PhaseCorrelation
 
 Displacements = dict[str, NDArray[Any]]
-"""What `match` returns: `dy`, `dx` [px; NaN where invalid], `corr`, `snr`, `peak_ratio`, all float32, `flag` uint16."""
+"""What `match` returns, each (ny, nx): `dy`, `dx` [px; NaN where invalid], `dy_error`, `dx_error` [px, 1 sigma; NaN
+where not estimated], `corr`, `snr`, `peak_ratio`, `valid_fraction`, all float32; `chip` uint16 [px; 0 = none], `flag`
+uint16; and the kernel's `extras`, float32."""
 
 
 @runtime_checkable
@@ -34,8 +38,12 @@ class Kernel(Protocol):
         """Grid step between output points [px]."""
 
     @property
-    def chip(self) -> int:
-        """Width of the image chip behind one vector [px]."""
+    def chip(self) -> int | tuple[int, ...]:
+        """Width, or widths, of the image chip behind one vector [px]."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What `match` returns beside `blocks.OUTPUTS`."""
 
     def halo(self) -> int:
         """Pixels needed beyond the output cells, on each side."""
@@ -45,6 +53,24 @@ class Kernel(Protocol):
 
     def match(self, first: Any, second: Any) -> Displacements:
         """Displacements between two prepared windows, each array of shape (ny, nx)."""
+
+
+@runtime_checkable
+class Guided(Kernel, Protocol):
+    """A kernel that can search round a prior, and match stacks of pairs.
+
+    `match(first, second, prior)` takes displacements (2, ny + 2 margin, nx + 2 margin) [px].
+    """
+
+    @property
+    def margin(self) -> int:
+        """Cells beyond the output that take part in its judgement."""
+
+    def match(self, first: Any, second: Any, prior: NDArray[np.float32] | None = None) -> Displacements:
+        """Displacements between two prepared windows, searched round the prior."""
+
+    def match_stack(self, pairs: Sequence[tuple[Any, Any]]) -> Displacements:
+        """Displacements common to several pairs of like time spans."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +103,11 @@ class Custom:
             if getattr(self, name) < least:
                 raise ParameterError(name, rule=f"must be at least {least} px", value=getattr(self, name))
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def halo(self) -> int:
         """Pixels needed beyond the output cells."""
         return self.margin
@@ -101,13 +132,27 @@ class Custom:
             "dy": np.where(good, dy, np.float32(np.nan)),
             "dx": np.where(good, dx, np.float32(np.nan)),
             "corr": result[2] if len(result) == 3 else nothing,
-            "snr": nothing,
-            "peak_ratio": nothing,
+            **dict.fromkeys(("dy_error", "dx_error", "snr", "peak_ratio", "valid_fraction"), nothing),
+            "chip": np.where(good, self.chip, 0).astype(np.uint16),
             "flag": np.where(good, 0, flags.NO_DATA).astype(np.uint16),
         }
 
 
-KERNELS: dict[str, Callable[..., Kernel]] = {"ncc": NCC}
+KERNELS: dict[str, Callable[..., Kernel]] = {
+    "ncc": NCC,
+    "orientation": OrientationCorrelation,
+    "phase": PhaseCorrelation,
+}
 """Kernels by the name they have in a run file."""
 
-__all__ = ["KERNELS", "NCC", "Custom", "Displacements", "Kernel"]
+__all__ = [
+    "GRADIENT",
+    "KERNELS",
+    "NCC",
+    "Custom",
+    "Displacements",
+    "Guided",
+    "Kernel",
+    "OrientationCorrelation",
+    "PhaseCorrelation",
+]
