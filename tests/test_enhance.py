@@ -155,6 +155,15 @@ def test_a_high_pass_is_the_image_less_the_mean_of_the_valid_pixels(name, taps, 
         np.testing.assert_allclose(apply(name, im, valid)[0], expected, atol=1e-6)
 
 
+def test_a_band_pass_is_the_narrow_mean_less_the_wide_one(image, holes) -> None:
+    narrow = np.exp(-2.0 * np.arange(-2, 3) ** 2)  # sigma 0.5
+    for mask in (EVERY, holes):
+        means = [mean_of_valid(image, mask, taps / taps.sum()) for taps in (narrow, GAUSSIAN)]
+        expected = np.where(mask, means[0] - means[1], 0)
+        assert np.abs(expected).max() > 0.02
+        np.testing.assert_allclose(apply("band_pass", image, mask)[0], expected, atol=1e-6)
+
+
 def test_high_pass_is_exact_on_bright_snow(image) -> None:
     snow = (8000 + 100 * (image - 0.4)).astype(np.float32)  # a contrast of 5 at a level of 8000, where an ulp is 0.0005
     expected = snow - ndimage.gaussian_filter(snow.astype(float), 3, radius=9)
@@ -262,10 +271,10 @@ def test_orientation_of_a_paraboloid_of_revolution_is_its_diagonal() -> None:
 
 def test_halo_and_names() -> None:
     assert {n: f.halo for n, f in enhance.FILTERS.items()} == {
-        "none": 0, "high_pass": 9, "box_high_pass": 4, "wallis": 10, "sobel_x": 1, "sobel_y": 1, "sobel": 1,
-        "orientation": 3,
+        "none": 0, "band_pass": 9, "high_pass": 9, "box_high_pass": 4, "wallis": 10, "sobel_x": 1, "sobel_y": 1,
+        "sobel": 1, "orientation": 3,
     }  # fmt: skip
-    with pytest.raises(ParameterError, match=r"enhance: must be one of none, high_pass.* \(found 'clahe'\)"):
+    with pytest.raises(ParameterError, match=r"enhance: must be one of none, band_pass.* \(found 'clahe'\)"):
         enhance.get("clahe")
 
 

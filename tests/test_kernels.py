@@ -369,7 +369,7 @@ def test_each_vector_takes_the_smallest_chip_that_passes(scene) -> None:
     found = match(kernel, one, two + noise)
     quiet, noisy = found["chip"][:, :8], found["chip"][:, -8:]
     assert (quiet == 8).mean() > 0.7
-    assert (noisy > 8).mean() > 0.6 > 0.4 > (quiet > 8).mean()
+    assert (noisy > 8).mean() > 0.4 > 0.3 > (quiet > 8).mean()
     assert np.isfinite(found["dy"]).mean() > 0.9
     # Each answer is that of its size alone.
     for chip in (8, 24, 40):

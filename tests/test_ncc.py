@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ogive import flags
-from ogive.kernels import NCC, _ncc_numba, _ncc_reference
+from ogive.kernels import NCC, _ncc_reference, _peaks
 from ogive.kernels.subpixel import quadric
 from ogive.testing.backends import GpuCodeOnCpu
 from ogive.testing.pairs import TruthPair, truth_pair
@@ -119,6 +119,35 @@ def test_reference_reproduces_surfaces_made_with_opencv(data) -> None:
 
 
 @pytest.mark.real
+def test_numba_finds_the_peaks_of_surfaces_made_with_opencv(data) -> None:
+    """The same 27, through a whole match; OpenCV's windows lack the last row and column of displacements."""
+    inside = 0
+    for about, arrays in surfaces(data).values():
+        if about["similarity"] != "zncc" or about["variant"] == "lowcontrast":
+            continue
+        chip, expected = arrays["chip"].shape[0], arrays["expected"]
+        radius = expected.shape[0] // 2
+        kernel = NCC(chip, radius, chip, "none", "quadric", min_correlation=0, max_peak_ratio=1, backend="numba")
+        first = np.zeros((chip + 2 * radius, chip + 2 * radius), np.float32)
+        second = first.copy()
+        first[radius : radius + chip, radius : radius + chip] = arrays["chip"]
+        second[: arrays["search"].shape[0], : arrays["search"].shape[1]] = arrays["search"]
+        # The window must be whole: its missing row repeats the last one.
+        second[arrays["search"].shape[0] :] = second[arrays["search"].shape[0] - 1]
+        second[:, arrays["search"].shape[1] :] = second[:, arrays["search"].shape[1] - 1 :][:, :1]
+        every = np.ones(first.shape, bool)
+        got = kernel.match(kernel.prepare(first, every), kernel.prepare(second, every))
+        y, x = np.unravel_index(int(expected.argmax()), expected.shape)
+        assert float(got["corr"][0, 0]) >= expected.max() - 3e-5
+        if 0 < y < expected.shape[0] - 1 and 0 < x < expected.shape[1] - 1 and np.isfinite(got["dy"][0, 0]):
+            assert float(got["corr"][0, 0]) == pytest.approx(expected.max(), abs=3e-5)
+            assert abs(got["dy"][0, 0] - (y - radius)) <= 1
+            assert abs(got["dx"][0, 0] - (x - radius)) <= 1
+            inside += 1
+    assert inside >= 20
+
+
+@pytest.mark.real
 def test_low_contrast_has_a_full_peak_where_opencv_gives_none(data) -> None:
     about, arrays = surfaces(data)["zncc_c32_r6_float32_lowcontrast"]
     chip, search = arrays["chip"], arrays["search"]
@@ -138,7 +167,7 @@ def test_ties_go_to_the_first_in_row_order(data) -> None:
         size = meta["arrays"]["surface"]["shape"][0]
         best, arg, total = np.full(1, -2, np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32)
         for d in range(surface.size):
-            _ncc_numba.highest(surface, np.uint64(d), best, arg, total, 1, np.int32(d))
+            _peaks.highest(surface, np.uint64(d), best, arg, total, 1, np.int32(d))
         assert [int(arg[0]) // size, int(arg[0]) % size] == meta["params"]["row_col_0based"]
         assert float(best[0]) == meta["params"]["maxval"]
         assert float(total[0]) == pytest.approx(np.abs(surface).sum(), rel=1e-6)
@@ -247,6 +276,15 @@ def test_error_under_changed_light_and_cloud() -> None:
     assert 0.8 < got.valid < 0.93
     assert got.gross < 0.03
     assert 0.01 < got.nmad < 0.038
+
+
+def test_a_search_by_orientation_finds_more_through_light_and_cloud() -> None:
+    """Whole pixels by the direction of the gradient, their fractions on the high-pass."""
+    pair = truth_pair("P5")
+    options = {"chip": 32, "search": 8, "step": 8, "min_correlation": 0.0, "max_peak_ratio": 1.0}
+    plain, mixed = (score(pair, NCC(**options, search_enhance=name)) for name in (None, "orientation"))
+    assert mixed.gross < 0.95 * plain.gross
+    assert abs(mixed.nmad - plain.nmad) < 0.003
 
 
 def test_unrelated_images_seldom_pass_and_never_with_large_chips() -> None:

@@ -31,6 +31,8 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 SIGMA = 3.0
 """Standard deviation of the Gaussian high-pass [px]."""
+NARROW_SIGMA = 0.5
+"""Standard deviation of the narrow mean of the band-pass [px]; 0.7 px gains less."""
 BOX_WIDTH = 9
 """Width of the box high-pass [px]; as exact as the Gaussian, where 5 px, common elsewhere, is not."""
 WALLIS_WIDTH = 21
@@ -41,6 +43,7 @@ ORIENTATION_SIGMA = 0.7
 ALONG_X, ALONG_Y, MAGNITUDE, ORIENTATION = range(4)
 """What a 3x3 stencil makes of its nine pixels."""
 U = np.uint64
+_NO_SMOOTHING = np.ones(1, np.float32)
 """Unsigned indices: signed ones would be checked for wrap-around, and the rows would not vectorise."""
 JIT: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
 """Strict arithmetic: the vectorised body and the remainder of a row then round alike, wherever the row starts."""
@@ -80,12 +83,29 @@ def high_pass(image: Image, valid: Mask) -> tuple[Image, Mask]:
     >>> bool(np.abs(filtered[10:-10, 10:-10]).max() < 1e-4)
     True
     """
-    return _run(_less_mean, image, valid, _gaussian(SIGMA))
+    return _run(_less_mean, image, valid, _gaussian(SIGMA), _NO_SMOOTHING)
+
+
+def band_pass(image: Image, valid: Mask) -> tuple[Image, Mask]:
+    """Gaussian mean of sigma 0.5 px minus that of sigma 3 px (difference of Gaussians).
+
+    For noisy images: the narrow mean takes out what no sensor resolves. With white noise refined vectors have 5-12 %
+    less error than with `high_pass`; on the synthetic glacier and on real Landsat scenes, whose errors are shadows and
+    melt and not noise, they have 5 % more, so it is not the default.
+
+    Examples
+    --------
+    >>> ramp = np.add.outer(np.arange(40.0), np.arange(40.0)).astype("f4")
+    >>> filtered, _ = band_pass(ramp, np.ones(ramp.shape, bool))
+    >>> bool(np.abs(filtered[10:-10, 10:-10]).max() < 1e-4)
+    True
+    """
+    return _run(_less_mean, image, valid, _gaussian(SIGMA), _gaussian(NARROW_SIGMA))
 
 
 def box_high_pass(image: Image, valid: Mask) -> tuple[Image, Mask]:
     """Image minus its mean in a 9 px box."""
-    return _run(_less_mean, image, valid, _box(BOX_WIDTH))
+    return _run(_less_mean, image, valid, _box(BOX_WIDTH), _NO_SMOOTHING)
 
 
 def wallis(image: Image, valid: Mask) -> tuple[Image, Mask]:
@@ -123,6 +143,7 @@ def orientation(image: Image, valid: Mask) -> tuple[Image, Mask]:
 
 FILTERS: dict[str, Filter] = {
     "none": Filter(none, 0),
+    "band_pass": Filter(band_pass, int(3 * SIGMA + 0.5)),
     "high_pass": Filter(high_pass, int(3 * SIGMA + 0.5)),
     "box_high_pass": Filter(box_high_pass, BOX_WIDTH // 2),
     "wallis": Filter(wallis, WALLIS_WIDTH // 2),
@@ -237,13 +258,13 @@ def _convolved(ring: Any, y: Any, taps: Any, columns: Any, out: Any) -> Any:
     `ring` holds row y in its slot y modulo its depth; `columns` is scratch as long as its rows.
     """
     depth, n = ring.shape[0], out.size
-    reach = taps.size - 1
+    left = (columns.size - n) // 2
     _scaled(columns, taps[0], ring[y % depth])
-    for k in range(1, reach + 1):
+    for k in range(1, taps.size):
         _add_pair(columns, taps[k], ring[(y - k) % depth], ring[(y + k) % depth])
-    _scaled(out, taps[0], columns[reach : reach + n])
-    for k in range(1, reach + 1):
-        _add_pair(out, taps[k], columns[reach - k : reach - k + n], columns[reach + k : reach + k + n])
+    _scaled(out, taps[0], columns[left : left + n])
+    for k in range(1, taps.size):
+        _add_pair(out, taps[k], columns[left - k : left - k + n], columns[left + k : left + k + n])
 
 
 @njit(**JIT)
@@ -261,6 +282,13 @@ def _enter(image: Any, valid: Any, y: Any, row: Any, keep: Any) -> Any:
 
 
 @njit(**JIT)
+def _divided(total: Any, weight: Any, keep: Any) -> Any:
+    """total / weight, in place, where the pixel is valid."""
+    for x in range(U(total.size)):
+        total[x] = total[x] / weight[x] if keep[x] > 0 else np.float32(0)
+
+
+@njit(**JIT)
 def _difference(centre: Any, keep: Any, total: Any, weight: Any, out: Any) -> Any:
     """Pixel - mean, exactly 0 where that is only rounding: a constant area then has no texture at all."""
     for x in range(U(out.size)):
@@ -271,14 +299,15 @@ def _difference(centre: Any, keep: Any, total: Any, weight: Any, out: Any) -> An
 
 
 @njit(**JIT)
-def _less_mean(image: Any, valid: Any, taps: Any) -> Any:
-    """Image minus its weighted mean over the valid pixels of the window."""
+def _less_mean(image: Any, valid: Any, taps: Any, fine: Any) -> Any:
+    """Image, or its narrow weighted mean with the taps `fine`, minus its mean over the valid pixels of the window."""
     h, w = image.shape
     reach = taps.size - 1
     depth = 2 * reach + 1
     ring = np.zeros((2, depth, w + 2 * reach), np.float32)
     columns = np.empty(w + 2 * reach, np.float32)
     total, weight, full = np.empty(w, np.float32), np.empty(w, np.float32), np.empty(w, np.float32)
+    smooth, near = np.empty(w, np.float32), np.empty(w, np.float32)
     ring[1, :, reach : reach + w] = 1.0
     _convolved(ring[1], 0, taps, columns, full)
     ring[1] = 0.0
@@ -293,13 +322,19 @@ def _less_mean(image: Any, valid: Any, taps: Any) -> Any:
             gap = new
         if y < 0:
             continue
+        slot = y % depth
+        centre, keep = ring[0, slot, reach : reach + w], ring[1, slot, reach : reach + w]
         _convolved(ring[0], y, taps, columns, total)
         if gap >= y - reach:
             _convolved(ring[1], y, taps, columns, weight)
         else:
             weight[:] = full
-        slot = y % depth
-        _difference(ring[0, slot, reach : reach + w], ring[1, slot, reach : reach + w], total, weight, out[y])
+        if fine.size > 1:
+            _convolved(ring[0], y, fine, columns, smooth)
+            _convolved(ring[1], y, fine, columns, near)
+            _divided(smooth, near, keep)
+            centre = smooth
+        _difference(centre, keep, total, weight, out[y])
     return out, valid
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _ncc_numba
+from . import _tables
 
 MAX_BLOCK = 8
 """Widest block [px]: the sums of wider ones do not fit the registers. Narrow blocks cost more sums."""
@@ -75,9 +75,7 @@ class Scene:
         """Integral image of the masked pixels, one row and column larger; None where nothing is masked."""
         if self.valid.all():
             return None
-        out = np.zeros((self.valid.shape[0] + 1, self.valid.shape[1] + 1), np.int32)
-        np.cumsum(np.cumsum(~self.valid, 0, dtype=np.int32), 1, out=out[1:, 1:])
-        return out
+        return np.asarray(_tables.integral(self.valid))
 
     def masked(self, y: NDArray[np.int64], x: NDArray[np.int64], width: int) -> NDArray[np.int32]:
         """Masked pixels in the squares of that width that begin at (y, x); both broadcast."""
@@ -95,12 +93,12 @@ class Scene:
     @cached_property
     def plain(self) -> NDArray[np.float32]:
         """The image in polyphase order (1, block, h, columns)."""
-        return np.asarray(_ncc_numba.phases(self.image, self.geometry.block, self.before)[None])
+        return np.asarray(_tables.phases(self.image, self.geometry.block, self.before)[None])
 
     @cached_property
     def planes(self) -> NDArray[np.float32]:
         """Image, mask and square in polyphase order (3, block, h, columns)."""
-        mask = _ncc_numba.phases(self.valid.astype(np.float32), self.geometry.block, self.before)
+        mask = _tables.phases(self.valid.astype(np.float32), self.geometry.block, self.before)
         return np.stack([self.plain[0], mask, self.plain[0] * self.plain[0]])
 
     @cached_property
@@ -112,11 +110,16 @@ class Scene:
         cells = [-(-(n - g.chips[0] + 1) // g.step) for n in image.shape]
         out = np.zeros((len(g.chips), 2, g.step, g.step, *cells), np.float32)
         for chip, table in zip(g.chips, out, strict=True):
-            _ncc_numba.tables(image, chip, table)
+            _tables.tables(image, chip, table)
         return out
 
     def points(self, m: int, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The tables of chip m at the cells themselves, (2, ny, nx)."""
         g = self.geometry
-        j, p = divmod(g.first(g.chips[m]) - (g.origin - g.search), g.step)
+        first = g.first(g.chips[m])
+        if "tables" not in self.__dict__:
+            out = np.empty((2, 1, 1, *shape), np.float32)
+            _tables.point_tables(self.image, g.chips[m], first, g.step, out)
+            return out[:, 0, 0]
+        j, p = divmod(first - (g.origin - g.search), g.step)
         return self.tables[m, :, p, p, j : j + shape[0], j : j + shape[1]]

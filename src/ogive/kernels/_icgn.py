@@ -17,8 +17,11 @@ from numba import njit
 
 from .subpixel import JIT
 
-CHIP: dict[str, Any] = {**JIT, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-"""Options of loops inside one chip."""
+CHIP: dict[str, Any] = {**JIT, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "forceinline": True}
+"""Options of loops inside one chip. Always inlined: a function of its own exists once for each caller, compiled a
+little differently, and which one runs, and so how its sums are associated, would depend on what came from the cache of
+the compiler. Processes that compile and processes that load would then give different last bits.
+"""
 U = np.uint64
 PAD = 3
 """Padding of a chip's rows [px]: what four spline taps need, and one more than the widest lag of the error model."""

@@ -13,7 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ._geometry import Scene
-from ._ncc_numba import CLEAN, U, add, clean, peaks
+from ._ncc_numba import CLEAN, U, add, clean
+from ._peaks import peaks
 from .subpixel import JIT
 
 _TILE_BYTES = 8_000_000

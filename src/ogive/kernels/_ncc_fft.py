@@ -2,7 +2,7 @@
 
 Where chips hardly overlap there is nothing to share, and the transform takes fewer operations than the products of all
 displacements. Chip and window are taken less their means, so float32 is enough. Means and deviations are those of
-`_ncc_numba.tables`, made of the point's own window: tables of the whole scene would mostly be of places that no point
+`_tables.tables`, made of the point's own window: tables of the whole scene would mostly be of places that no point
 looks at. Points go in batches of one size, padded with zeros, so that the transform takes the same steps for each.
 """
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ._geometry import Scene
-from ._ncc_numba import CLEAN, U, peaks, tables
+from ._ncc_numba import CLEAN, U
+from ._peaks import peaks
+from ._tables import tables
 from .subpixel import JIT
 
 _BATCH = 32

@@ -3,7 +3,7 @@
 Neighbouring chips share most of their pixels. So the loops are turned inside out: for one displacement the two images
 are multiplied once, the products are summed over small blocks, and every chip's numerator is a sum of blocks. Only the
 last rows of blocks are kept, in a ring that fits the cache. Means and variances are look-ups in tables made once for a
-scene (`tables`). A larger chip is a smaller one and the blocks around it: sums grow from the centre outwards, so that
+scene (`_tables`). A larger chip is a smaller one and the blocks around it: sums grow from the centre outwards, so that
 all sizes come from one pass and each has the bits that it would have alone.
 
 Chips that see a masked pixel need six sums instead of one (Padfield, 2012), made by the same block sums from the
@@ -19,137 +19,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from . import subpixel
+from ._peaks import NOTHING, peaks
 from ._simd import LANES, block_sums
-from .subpixel import JIT, quadric
+from .subpixel import JIT
 
 U = np.uint64
 F = np.float32
 CLEAN, MASKED, EMPTY = 0, 1, 2
 """Classes of points: all pixels valid; some masked; too few to match."""
-NOTHING = F(-2)
-"""Correlation of a displacement that has too few common pixels, or that the point may not have."""
-
-
-# --- tables of one scene ---
-
-
-@njit(**JIT)
-def join(sums: Any, squares: Any, one: Any, two: Any, three: Any, odd: Any, to: Any, n: Any) -> Any:
-    """Row `to` = row `one` + row `two`, and + row `three` if odd, of both arrays."""
-    if odd:
-        for x in range(U(n)):
-            sums[to + x] = (sums[one + x] + sums[two + x]) + sums[three + x]
-            squares[to + x] = (squares[one + x] + squares[two + x]) + squares[three + x]
-    else:
-        for x in range(U(n)):
-            sums[to + x] = sums[one + x] + sums[two + x]
-            squares[to + x] = squares[one + x] + squares[two + x]
-
-
-@njit(**JIT)
-def pixels(image: Any, at: Any, sums: Any, squares: Any, to: Any, n: Any) -> Any:
-    """One row of the image and of its squares."""
-    for x in range(U(n)):
-        value = float(image[at + x])
-        sums[to + x] = value
-        squares[to + x] = value * value
-
-
-@njit(**JIT)
-def normalise(sums: Any, squares: Any, at: Any, count: Any, mean: Any, inverse: Any) -> Any:
-    """Sums over `count` pixels to what `tables` returns, one row."""
-    root, part = 1.0 / np.sqrt(count), 1.0 / count
-    for x in range(U(mean.size)):
-        s, q = sums[at + x], squares[at + x]
-        variance = q - s * s * part
-        mean[x] = s * root
-        # A variance at the level of rounding is none.
-        inverse[x] = F(1) / np.sqrt(F(variance)) if variance > 1e-12 * q else F(0)
-
-
-@njit(**JIT)
-def spread(row: Any, table: Any, y: Any, x: Any, step: Any) -> Any:
-    """Part of a row of a table, from column x, a multiple of `step`, into polyphase order."""
-    for p in range(min(step, row.size)):
-        to = table[y % step, p, y // step, x // step :]
-        for i in range(U((row.size - p + step - 1) // step)):
-            to[i] = row[U(p) + i * U(step)]
-
-
-@njit(**JIT)
-def tables(image: Any, chip: Any, out: Any) -> Any:
-    """`(mean * sqrt(n), 1 / sqrt(sum of squared deviations))` of the chip that starts at each pixel; 0 where flat.
-
-    `image` is (h, w) float32, contiguous. `out` is (2, step, step, J, I): pixel (y, x) goes to [:, y % step, x % step,
-    y // step, x // step], so that the values of a row of points are neighbours whatever the displacement. Sums are
-    float64, from halves: first of rows, then along the rows, each in an order that no tile changes.
-    """
-    h, w = image.shape
-    step, width = out.shape[1], w - chip + 1
-    wide = max(1, 256 // step) * step
-    for x in range(0, width, wide):
-        columns = min(wide, width - x)
-        strip(image.reshape(-1), h, w, x, columns, chip, step, out[0], out[1])
-
-
-@njit(**JIT)
-def strip(image: Any, h: Any, w: Any, x: Any, columns: Any, chip: Any, step: Any, means: Any, inverses: Any) -> Any:
-    """Some columns of the tables: narrow enough that all rows in use stay in the cache."""
-    # Every sum is two of half its width, and one pixel more where that is odd: 1, 3, 7, 15, 31 or 1, 2, 4, ..., 32.
-    levels = 1
-    while chip >> levels:
-        levels += 1
-    widths = np.array([chip >> (levels - 1 - level) for level in range(levels)])
-    # One ring of rows for each width, as deep as the next one looks back, and two rows to work in.
-    depth = widths + 2
-    start = np.zeros(levels + 1, np.int64)
-    start[1:] = np.cumsum(depth)
-    n = columns + chip - 1
-    sums, squares = np.empty((start[-1] + 2) * n), np.empty((start[-1] + 2) * n)
-    mean, inverse = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    for y in range(h):
-        newest = U((start[0] + y % depth[0]) * n)
-        pixels(image, U(y * w + x), sums, squares, newest, n)
-        for level in range(1, levels):
-            row, below, half = y - widths[level] + 1, level - 1, widths[level - 1]
-            if row < 0:
-                break
-            upper = U((start[below] + row % depth[below]) * n)
-            lower = U((start[below] + (row + half) % depth[below]) * n)
-            join(sums, squares, upper, lower, newest, widths[level] % 2, U((start[level] + row % depth[level]) * n), n)
-        row = y - chip + 1
-        if row < 0:
-            continue
-        here = single = U((start[levels - 1] + row % depth[levels - 1]) * n)
-        there, other = U(start[-1] * n), U((start[-1] + 1) * n)
-        for level in range(1, levels):
-            # To and fro between two rows: in place the compiler could not tell what is read from what is written.
-            m, half, odd = n - widths[level] + 1, U(widths[level - 1]), widths[level] % 2
-            join(sums, squares, here, here + half, single + half + half, odd, there, m)
-            here, there, other = there, other, there
-        normalise(sums, squares, here, float(chip * chip), mean, inverse)
-        spread(mean, means, row, x, step)
-        spread(inverse, inverses, row, x, step)
-
-
-@njit(**JIT)
-def phases(image: Any, width: Any, before: Any) -> Any:
-    """The image in polyphase order (width, h, columns): pixel (y, x - before) at [x % width, y, x // width].
-
-    Rows are padded with zeros, `before` pixels on the left, and on the right so that sixteen blocks can be read
-    anywhere.
-    """
-    h, w = image.shape
-    columns = (w + before + width - 1) // width + 2 * LANES
-    out = np.zeros((width, h, columns), np.float32)
-    for y in range(h):
-        for p in range(width):
-            skip = (before - p + width - 1) // width if before > p else 0
-            row, to = image[y, p + skip * width - before :], out[p, y, skip:]
-            for i in range(U((row.size + width - 1) // width)):
-                to[i] = row[i * U(width)]
-    return out
 
 
 # --- surfaces of one row of points ---
@@ -312,84 +189,6 @@ def forbid(c: Any, at: Any, size: Any, columns: Any, limits: Any, row: Any) -> A
                 left, right = limits[2, row, i], limits[3, row, i]
                 if oy < low or oy > high or ox < left or ox > right:
                     c[to + U(i)] = NOTHING
-
-
-@njit(**JIT)
-def highest(c: Any, at: Any, best: Any, arg: Any, total: Any, n: Any, d: Any) -> Any:
-    """Follow the highest value, its displacement and the sum of |r|, one displacement."""
-    for i in range(U(n)):
-        r = c[at + i]
-        better = r > best[i]
-        best[i] = r if better else best[i]
-        arg[i] = d if better else arg[i]
-        total[i] += abs(r) if r > F(-1.5) else F(0)
-
-
-@njit(**JIT)
-def counted(c: Any, at: Any, count: Any, n: Any) -> Any:
-    """Count the displacements that have a value, one displacement."""
-    for i in range(U(n)):
-        count[i] += F(1) if c[at + i] > F(-1.5) else F(0)
-
-
-@njit(**JIT)
-def runner_up(c: Any, at: Any, second: Any, py: Any, px: Any, n: Any, oy: Any, ox: Any) -> Any:
-    """Follow the highest value outside of a 5 x 5 box round the peak, one displacement."""
-    for i in range(U(n)):
-        far = max(abs(py[i] - oy), abs(px[i] - ox)) > F(2)
-        r = c[at + i] if far else NOTHING
-        second[i] = max(second[i], r)
-
-
-@njit(**JIT)
-def peaks(
-    c: Any, at: Any, size: Any, columns: Any, gaps: Any, limits: Any, origin: Any, out: Any, chip: Any, row: Any
-) -> Any:  # fmt: skip
-    """Read the surfaces c[at + displacement * columns + point] of one row; fills out[chip, 0 ... 7, row].
-
-    `gaps`: some values may be NOTHING. `limits` and `origin` as in `match`.
-    """
-    n = out.shape[3]
-    best, arg = np.full(n, NOTHING), np.zeros(n, np.int32)
-    total, second = np.zeros(n, np.float32), np.full(n, NOTHING)
-    count = np.full(n, F(0) if gaps else F(size * size))
-    for d in range(size * size):
-        highest(c, at + U(d * columns), best, arg, total, n, np.int32(d))
-        if gaps:
-            counted(c, at + U(d * columns), count, n)
-    py, px = np.empty(n, np.float32), np.empty(n, np.float32)
-    for i in range(n):
-        py[i], px[i] = F(arg[i] // size), F(arg[i] % size)
-    for oy in range(size):
-        for ox in range(size):
-            runner_up(c, at + U((oy * size + ox) * columns), second, py, px, n, F(oy), F(ox))
-    nine = np.empty(9)
-    for i in range(n):
-        oy, ox = arg[i] // size, arg[i] % size
-        rim = oy == 0 or ox == 0 or oy == size - 1 or ox == size - 1
-        dy, dx, refined = 0.0, 0.0, False
-        if not rim:
-            whole = True
-            for j in range(-1, 2):
-                for k in range(-1, 2):
-                    r = c[at + U((arg[i] + j * size + k) * columns + i)]
-                    nine[4 + 3 * j + k] = subpixel.level(r)
-                    whole = whole and r > F(-1.5)
-            if whole:
-                dy, dx, refined = quadric(nine, 4, 3)
-            else:  # beside displacements that the point may not have: the rim of what could be searched
-                rim = True
-        out[chip, 0, row, i] = origin[0] + oy + dy
-        out[chip, 1, row, i] = origin[1] + ox + dx
-        out[chip, 2, row, i] = best[i]
-        out[chip, 3, row, i] = second[i]
-        out[chip, 4, row, i] = total[i] / max(count[i], F(1))
-        out[chip, 5, row, i] = rim
-        out[chip, 6, row, i] = refined
-        window = size * size
-        if limits.size:
-            window = (limits[1, row, i] - limits[0, row, i] + 1) * (limits[3, row, i] - limits[2, row, i] + 1)
-        out[chip, 7, row, i] = count[i] / F(window)
 
 
 # --- a strip of points ---

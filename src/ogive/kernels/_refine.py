@@ -48,6 +48,7 @@ from ._icgn import (
     weigh,
 )  # fmt: skip
 from ._sigma import variances
+from ._tables import integral
 from .subpixel import JIT
 
 Mode = Literal["translation", "fixed", "affine"]
@@ -107,9 +108,7 @@ class Scene:
         """Integral image of the pixels that are not usable."""
         if self.usable is None:
             return None
-        count = np.zeros((self.image.shape[0] + 1, self.image.shape[1] + 1), np.int32)
-        np.cumsum(np.cumsum(~self.usable, 0, dtype=np.int32), 1, out=count[1:, 1:])
-        return count
+        return np.asarray(integral(self.usable))
 
 
 def prepare(image: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> Scene:
@@ -159,7 +158,7 @@ def reach(chip: int, step: int) -> int:
 
 def refine(
     first: Scene, second: Scene, dy: NDArray[Any], dx: NDArray[Any], accepted: NDArray[np.bool_],
-    chip: int | NDArray[np.integer[Any]], *, centre: float, step: int, mode: Mode = "translation",
+    chip: int | NDArray[np.integer[Any]], *, centre: float, step: int, mode: Mode = "translation", edge: int = 0,
 ) -> dict[str, NDArray[Any]]:  # fmt: skip
     """Displacements refined on the images, with strain and errors.
 
@@ -181,6 +180,8 @@ def refine(
         "translation": chips are corrected for the strain of their neighbourhood, and registered sheared where it is
         large. "fixed": all are registered sheared. "affine": each chip of at least 24 px also fits its own strain, as
         in any mode where too few neighbours are known.
+    edge : int
+        Cells along the edge of the grid that only serve their neighbours: they are registered, but not corrected.
 
     Returns
     -------
@@ -211,7 +212,21 @@ def refine(
     kind = {"translation": TRANSLATION, "fixed": FIXED, "affine": AFFINE}[mode]
     field = found[:2].copy()
     _correct(
-        images, coefficients, masks, shape, place, chips, kind, iterations, known, leverage, field, found, strain, error
+        images,
+        coefficients,
+        masks,
+        shape,
+        place,
+        chips,
+        kind,
+        iterations,
+        known,
+        leverage,
+        field,
+        found,
+        strain,
+        error,
+        edge,
     )
     names = ("dxdx", "dxdy", "dydx", "dydy")
     return {
@@ -372,13 +387,13 @@ def _correct_chip(
 @njit(**JIT)
 def _correct(
     images: Any, coefficients: Any, masks: Any, shape: Any, place: Any, chips: Any, kind: Any, iterations: Any,
-    known: Any, leverage: Any, field: Any, found: Any, strain: Any, error: Any,
+    known: Any, leverage: Any, field: Any, found: Any, strain: Any, error: Any, edge: Any,
 ) -> Any:  # fmt: skip
     """Take strain and curvature out of every registered chip (`field` to `found`), and give strain and errors."""
     work, last = _planes(chips), 0
     h, r = np.empty((6, 6)), np.empty(6)
-    for i in range(chips.shape[0]):
-        for j in range(chips.shape[1]):
+    for i in range(edge, chips.shape[0] - edge):
+        for j in range(edge, chips.shape[1] - edge):
             if iterations[i, j] == 0:
                 continue
             chip, dy, dx, corr = chips[i, j], field[0, i, j], field[1, i, j], found[2, i, j]

@@ -20,14 +20,11 @@ from ..errors import ParameterError
 from . import _ncc_cupy, _ncc_reference, _refine, _search
 from ._affine import SMALLEST
 from ._geometry import Geometry, Scene
+from ._judge import MIN_VALID, choose, judged, median_of_nine
 from ._ncc_numba import CLEAN, EMPTY, MASKED
+from ._tables import reduced
 
 log = logging.getLogger("ogive")
-MIN_VALID = 0.5
-"""Least share of a chip's pixels that must be valid, in image 1 and, at each displacement, in both images."""
-MIN_SEARCHED = 0.5
-"""Least share of the displacements that must have so many pixels. On the synthetic glacier, 43 % of the matches whose
-place in image 2 is mostly masked are gross errors, 0.7 % of the others."""
 REFINE = ("quadric", "translation", "fixed", "affine")
 GRADIENT = ("dxdx", "dxdy", "dydx", "dydy")
 """The gradient of (dx, dy) along (x, y), with refine="affine" [px/px]."""
@@ -205,7 +202,7 @@ class NCC:
         fine = _refine.prepare(*filtered) if self.refine != "quadric" else None
         coarse = None
         if self._factor > 1:
-            coarse = self._coarse.prepare(*_reduced(clean, valid, self._factor))
+            coarse = self._coarse.prepare(*reduced(clean, valid, self._factor))
         return Prepared(Scene(searched[0], searched[1], self._geometry), fine, coarse)
 
     def match(
@@ -297,8 +294,8 @@ class NCC:
         return judged + _refine.reach(self.chips[-1], self.step)
 
     def _stride(self, chip: int) -> int:
-        """Distance of neighbours [cells]: overlapping chips are no independent witnesses."""
-        return max(1, round(chip / (2 * self.step)))
+        """Distance of neighbours [cells]: a quarter of the chip, so that all of them together span two."""
+        return max(1, round(chip / (4 * self.step)))
 
     def _cells(self, scene: Scene) -> tuple[int, int]:
         """Cells, the margin included."""
@@ -400,7 +397,7 @@ class NCC:
         coarse, factor, shape = self._coarse, self._factor, self._cells(first.search)
         found = coarse.match(first.coarse, second.coarse)
         ny, nx = found["dy"].shape
-        dy, dx = (_median_of_nine(found[name] * factor) for name in ("dy", "dx"))
+        dy, dx = (median_of_nine(found[name] * factor) for name in ("dy", "dx"))
         # Coarse cells reach further than the fine ones.
         cut = np.s_[(ny - shape[0]) // 2 :, (nx - shape[1]) // 2 :]
         prior = np.stack([dy[cut][: shape[0], : shape[1]], dx[cut][: shape[0], : shape[1]]])
@@ -429,11 +426,12 @@ class NCC:
     ) -> dict[str, NDArray[Any]]:  # fmt: skip
         """Flags, choice of the chip, refinement, and the margin off."""
         # Chance correlations of a mean surface are smaller by the root of the number of pairs.
-        table = self._judged(found, kind, self.min_correlation / math.sqrt(len(pairs)))
+        table = judged(found, kind, self.min_correlation / math.sqrt(len(pairs)), self.max_peak_ratio)
         table["valid_fraction"] = np.max([self._valid_fraction(one.search, kind.shape[1:]) for one, _ in pairs], axis=0)
         table["chip"] = np.broadcast_to(np.array(self.chips, np.uint16)[:, None, None], kind.shape)
         if len(self.chips) > 1:
-            index = self._choose(table)
+            # 0.2 of the search, as usual, but not less than errors of a pixel do.
+            index = choose(table, [self._stride(chip) for chip in self.chips], max(1.0, 0.2 * self.search))
             chosen = {name: np.take_along_axis(values, index[None], 0)[0] for name, values in table.items()}
         else:
             chosen = {name: values[0] for name, values in table.items()}
@@ -449,48 +447,6 @@ class NCC:
             self._refined(chosen, pairs[0])
         inside = slice(self.margin, -self.margin or None)
         return {name: np.ascontiguousarray(values[inside, inside]) for name, values in chosen.items()}
-
-    def _judged(self, found: Planes, kind: NDArray[np.uint8], floor: float) -> dict[str, NDArray[Any]]:
-        """Displacements, quality and flags of every chip size, each (sizes, ny, nx)."""
-        dy, dx, corr, second_peak, mean, rim, refined, searched = found.swapaxes(0, 1)
-        empty = kind == EMPTY
-        # Where most displacements have no common pixels the true one may hide under the mask: no answer is better.
-        none = ~empty & ((corr <= -1.5) | (searched < MIN_SEARCHED))
-        flat = ~empty & ~none & (mean <= 0)
-        matched = ~(empty | none | flat)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(corr > 0, np.maximum(second_peak, 0) / corr, np.float32(1)).astype(np.float32)
-            snr = np.where(mean > 0, corr / mean, np.float32(0)).astype(np.float32)
-        flag = np.zeros(kind.shape, np.uint16)
-        flag[empty | none] |= flags.NO_DATA
-        flag[flat] |= flags.FLAT
-        flag[matched & (rim > 0)] |= flags.RIM
-        flag[matched & (corr < floor)] |= flags.LOW_CORRELATION
-        flag[matched & (ratio > self.max_peak_ratio)] |= flags.AMBIGUOUS
-        flag[matched & (rim == 0) & (refined == 0)] |= flags.NOT_REFINED
-        nan = np.float32(np.nan)
-        return {
-            "dy": dy,
-            "dx": dx,
-            "corr": np.where(matched, corr, nan),
-            "snr": np.where(matched, snr, nan),
-            "peak_ratio": np.where(matched, ratio, nan),
-            "flag": flag,
-        }
-
-    def _choose(self, table: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
-        """The smallest chip whose vector passes and agrees with its neighbours; the largest where none does."""
-        index = np.full(table["flag"].shape[1:], -1, np.int64)
-        for m, chip in enumerate(self.chips):
-            good = ~flags.invalid(table["flag"][m])
-            dy, dx = (np.where(good, table[name][m], np.float32(np.nan)) for name in ("dy", "dx"))
-            # 0.2 of the search, as usual, but not less than errors of a pixel do.
-            verdict = agreement(dy, dx, self._stride(chip), tolerance=max(1.0, 0.2 * self.search))
-            lonely = good & (verdict == REJECTED)
-            table["flag"][m][lonely] |= flags.NEIGHBOURS
-            index[(index < 0) & good & ~lonely] = m
-        index[index < 0] = len(self.chips) - 1
-        return index
 
     def _valid_fraction(self, scene: Scene, shape: tuple[int, ...]) -> Planes:
         fractions = [
@@ -510,7 +466,7 @@ class NCC:
         mode = cast(_refine.Mode, self.refine)
         better = _refine.refine(
             pair[0].fine, pair[1].fine, dy, dx, accepted, chosen["chip"].astype(np.int64), centre=centre,
-            step=self.step, mode=mode,
+            step=self.step, mode=mode, edge=self.margin,
         )  # fmt: skip
         done = better.pop("iterations") > 0
         better["corr"] = np.minimum(better["corr"], np.float32(1))  # rounding
@@ -519,22 +475,3 @@ class NCC:
         valid = ~flags.invalid(chosen["flag"])
         flag = chosen["flag"] & ~np.uint16(flags.NOT_REFINED)
         chosen["flag"] = flag | np.where(valid & ~done, flags.NOT_REFINED, 0).astype(np.uint16)
-
-
-def _reduced(image: Planes, valid: NDArray[np.bool_], factor: int) -> tuple[Planes, NDArray[np.bool_]]:
-    """Means over factor x factor pixels, of the valid ones; valid where half of them are."""
-    h, w = (n // factor * factor for n in image.shape)
-    shape = (h // factor, factor, w // factor, factor)
-    count = valid[:h, :w].reshape(shape).sum((1, 3), dtype=np.float32)
-    total = image[:h, :w].reshape(shape).sum((1, 3), dtype=np.float32)
-    return (total / np.maximum(count, 1)).astype(np.float32), count >= factor * factor / 2
-
-
-def _median_of_nine(field: Planes) -> Planes:
-    """Median of the values in 3 x 3 cells; NaN where there is none."""
-    padded = np.pad(field, 1, constant_values=np.nan)
-    nine = [padded[j : j + field.shape[0], i : i + field.shape[1]] for j in range(3) for i in range(3)]
-    ordered = np.sort(np.stack(nine), axis=0)  # NaN last
-    count = np.isfinite(ordered).sum(0)
-    middle = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, 0)[0]
-    return np.where(count > 0, middle, np.float32(np.nan))

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from .. import enhance, flags
 from ..errors import ParameterError
 from ._geometry import Geometry, Scene
-from ._ncc_numba import CLEAN, MASKED, NOTHING, F, U, across, add, block_row, grow, peaks, phases, thin, wanted
+from ._judge import MIN_SEARCHED, MIN_VALID
+from ._ncc_numba import CLEAN, MASKED, F, U, across, add, block_row, grow, thin, wanted
+from ._peaks import NOTHING, peaks
 from ._search import EVERYWHERE, constants, strips
 from ._simd import LANES
-from .ncc import MIN_SEARCHED, MIN_VALID
+from ._tables import phases
 from .subpixel import JIT
 
 _ROUNDING = np.float32(1e-6)

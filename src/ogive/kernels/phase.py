@@ -35,8 +35,9 @@ _FARTHEST = 0.75
 """A fit that ends farther from NCC's own sub-pixel place [px] has lost it."""
 _LEAST_WEIGHT = 0.25
 """Least share of the taper's weight that masks must leave."""
-_CHIP: dict[str, Any] = {**JIT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-"""For loops inside one window: always of the same length, so that re-association changes nothing from tile to tile."""
+_CHIP: dict[str, Any] = {**JIT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "forceinline": True}
+"""For loops inside one window: always of the same length, so that re-association changes nothing from tile to tile.
+Always inlined, see `_icgn.CHIP`."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,151 @@
+"""Rows, targets, tables, JSON, and the comparison with an earlier run."""
+
+import math
+import platform
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+
+RATIO = "x OpenCV"
+"""The figure that an earlier run is compared by: speed as a multiple of OpenCV's, from one process."""
+DROP = 0.2
+"""A ratio that is lower by this share fails."""
+FORMATS = {
+    "points": ",.0f", "points/s": ",.0f", RATIO: ".1f", "ms": ",.1f", "ms/pair": ",.1f", "filters/scene": ".2f",
+    "compiled": ".0f", "MB": ",.0f", "estimate MB": ",.0f", "growth": "+.1%", "px": ".0f", "above": ".0f",
+    "error": ".4f", "RMSE": ".4f", "NMAD": ".4f", "bias": ".4f", "bias y": "+.4f", "bias x": "+.4f", "z": ".2f",
+}  # fmt: skip
+"""How figures are printed; all others are shares."""
+LIBRARIES = ("ogive", "numpy", "scipy", "numba", "opencv-python-headless", "scikit-image", "openpiv")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a figure should be."""
+
+    figure: str
+    low: float | None = None
+    high: float | None = None
+
+    def met(self, figures: Mapping[str, float]) -> bool:
+        """Whether the figure is there and within the limits."""
+        value = figures.get(self.figure, math.nan)
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        low, high = (None if v is None else f"{v:,.10g}" for v in (self.low, self.high))
+        if low is not None and high is not None:
+            return f"{self.figure} {low} ... {high}"
+        return f"{self.figure} >= {low}" if high is None else f"{self.figure} <= {high}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what was measured, and what it should be."""
+
+    name: str
+    figures: Mapping[str, float]
+    limits: Sequence[Limit] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Whether the limits are met."""
+        failed = [limit.figure for limit in self.limits if not limit.met(self.figures)]
+        return "" if not self.limits else "not met: " + ", ".join(failed) if failed else "met"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one concern, with what is to be said about them."""
+
+    title: str
+    about: str
+    rows: Sequence[Row]
+
+
+def printed(table: Table) -> str:
+    """A table as text: columns as wide as they must be, a figure's name over its column."""
+    names = list(dict.fromkeys(name for row in table.rows for name in row.figures))
+    head = ["", *names, "target", ""]
+    body = [
+        [row.name, *(_figure(name, row.figures) for name in names), "; ".join(map(str, row.limits)), row.verdict]
+        for row in table.rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    last = len(head) - 2
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            c.rjust(w) if 0 < k < last else c.ljust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    rule = "-" * len(line(["-" * w for w in widths]))
+    return "\n".join([table.title, *textwrap.wrap(table.about, 120), rule, line(head), rule, *map(line, body), ""])
+
+
+def _figure(name: str, figures: Mapping[str, float]) -> str:
+    if name not in figures:
+        return ""
+    return format(figures[name], FORMATS.get(name, ".1%"))
+
+
+def totals(tables: Iterable[Table]) -> str:
+    """How many targets are met, and which are not."""
+    rows = [(table, row) for table in tables for row in table.rows if row.limits]
+    missed = [f"  {table.title}: {row.name}: {row.verdict}" for table, row in rows if row.verdict != "met"]
+    return "\n".join([f"{len(rows) - len(missed)} of {len(rows)} rows with a target meet it", *missed])
+
+
+def machine() -> dict[str, str]:
+    """What this machine is, without its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    processor = model[1] if model else platform.processor() or platform.machine()
+    return {"processor": processor, "code for": binding.get_host_cpu_name(), "system": platform.system()} | versions
+
+
+def as_json(tables: Sequence[Table], quick: bool, notes: Sequence[str]) -> dict[str, Any]:
+    """All figures of a run."""
+    return {"machine": machine(), "quick": quick, "notes": list(notes), "tables": [asdict(t) for t in tables]}
+
+
+def from_json(run: Mapping[str, Any]) -> list[Table]:
+    """The tables of an earlier run."""
+    return [
+        Table(
+            t["title"], t["about"], [Row(r["name"], r["figures"], [Limit(**m) for m in r["limits"]]) for r in t["rows"]]
+        )
+        for t in run["tables"]
+    ]
+
+
+def fallen(run: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the ratios of a run beside those of an earlier one."""
+    if run["quick"] != baseline["quick"]:
+        yield "a quick run and a full one have other image sizes, so their ratios cannot be compared"
+        return
+    now = _ratios(run)
+    for name, before in _ratios(baseline).items():
+        if name not in now:
+            yield f"{name}: not measured"
+        elif now[name] < (1 - DROP) * before:
+            yield f"{name}: {now[name]:.1f} times OpenCV, {before:.1f} in the baseline"
+
+
+def _ratios(run: Mapping[str, Any]) -> dict[str, float]:
+    """The ratios of table "Speed", whose repeats are spread over time; others tell less sure."""
+    rows = next(table.rows for table in from_json(run) if table.title == "Speed")
+    return {row.name: row.figures[RATIO] for row in rows if RATIO in row.figures}
