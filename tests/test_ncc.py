@@ -324,6 +324,12 @@ def test_error_on_a_winding_stream(name, chip, refine, rmse) -> None:
     assert max(map(abs, got.bias)) < 0.005
 
 
+def test_a_band_pass_bears_more_noise() -> None:
+    pair = cached_pair("P2")
+    high, band = (score(pair, NCC(chip=32, search=8, step=8, enhance=name)) for name in ("high_pass", "band_pass"))
+    assert band.rmse < 0.030 < 0.031 < high.rmse
+
+
 def test_error_under_changed_light_and_cloud() -> None:
     got = score(truth_pair("P5"), NCC(chip=32, search=8, step=8))
     # 15 % of image 2 is cloud that no mask tells of.

@@ -93,6 +93,31 @@ def test_rock_stands_still_after_the_correction(
     assert (np.abs(velocity["vx"].values[0][still.values]) < 3 * error).mean() > 0.9
 
 
+def test_errors_of_single_vectors_cover_what_rock_shows(config: run.RunConfig, velocity: xr.Dataset) -> None:
+    """As docs/assumptions.md says: about 71 and 94 %."""
+    still = run.stable_mask(config, velocity)
+    assert still is not None
+    for name in ("vx", "vy"):
+        z = np.abs((velocity[name] / velocity[f"{name}_error_px"]).values[0][still.values])
+        z = z[np.isfinite(z)]
+        assert z.size > 1000
+        assert 0.66 < (z < 1).mean() < 0.76
+        assert 0.91 < (z < 1.96).mean() < 0.97
+
+
+def test_a_band_pass_is_no_better_on_real_rock(config: run.RunConfig, finished: run.RunResult) -> None:
+    cube = og.open_cube(local_items(finished.report.parents[1]), "pan")
+    pairs, spread = og.make_pairs(cube, days=(15, 17)), {}
+    for name in ("high_pass", "band_pass"):
+        raw = og.track(cube, pairs, og.NCC(chip=32, search=8, step=16, enhance=name, min_correlation=0.35)).compute()
+        still = run.stable_mask(config, raw)
+        assert still is not None
+        ground = validate.static_ground(raw, still).iloc[0]
+        assert ground["count"] > 200
+        spread[name] = ground["vx_nmad"] + ground["vy_nmad"]
+    assert spread["high_pass"] < spread["band_pass"]
+
+
 def test_the_trunk_is_seen_and_gaps_are_explained(raw: xr.Dataset, velocity: xr.Dataset, trunk: xr.DataArray) -> None:
     valid = np.isfinite(velocity["vx"].values[0])
     assert valid[trunk.values].mean() > 0.9

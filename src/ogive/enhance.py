@@ -89,9 +89,9 @@ def high_pass(image: Image, valid: Mask) -> tuple[Image, Mask]:
 def band_pass(image: Image, valid: Mask) -> tuple[Image, Mask]:
     """Gaussian mean of sigma 0.5 px minus that of sigma 3 px (difference of Gaussians).
 
-    For noisy images: the narrow mean takes out what no sensor resolves. With white noise refined vectors have 5-12 %
-    less error than with `high_pass`; on the synthetic glacier and on real Landsat scenes, whose errors are shadows and
-    melt and not noise, they have 5 % more, so it is not the default.
+    For noisy images: the narrow mean takes out what no sensor resolves. With white noise refined vectors have less
+    error than with `high_pass` (tests/test_ncc.py); on real Landsat scenes, whose errors are shadows and melt and not
+    noise, they have more (tests/test_yahtse.py), so it is not the default.
 
     Examples
     --------

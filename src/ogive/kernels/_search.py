@@ -20,8 +20,8 @@ from ._simd import LANES
 
 log = logging.getLogger("ogive")
 _CACHE_BYTES = 8_000_000
-"""Working set of one strip of points. Strips of the second-level cache's 1 MB are too narrow for a wide search: with
-8 MB a search of 8 px is as fast and one of 25 px 2.2 times (benchmarks/tracking.py)."""
+"""Working set of one strip of points. Strips that fit the second-level cache are too narrow for a wide search: they
+make the blocks at their edges twice."""
 _TILE = (32, 64)
 """Points of a tile with a common window, before it is cut because its points want different ones."""
 EVERYWHERE = np.zeros((4, 0, 0), np.int32)

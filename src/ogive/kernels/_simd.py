@@ -1,8 +1,8 @@
 """The one loop that the compiler does not find by itself: sums of products over a block, sixteen blocks at a time.
 
 Nine tenths of all multiplications of a matching run are here. Written as plain loops they need a run-time check of
-every pair of pointers, which the vectoriser refuses; written as vectors of LLVM they run at the processor's rate of
-fused multiply-adds (56 of 57 GMAC/s measured on one core of an AMD EPYC with AVX-512, against 19 for plain loops).
+every pair of pointers, which the vectoriser refuses; written as vectors of LLVM they run near the processor's rate of
+fused multiply-adds.
 Every block is summed by the same instructions in the same order, so there is no remainder loop with other rounding.
 """
 
