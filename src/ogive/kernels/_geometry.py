@@ -11,10 +11,55 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ParameterError
 from . import _tables
 
 MAX_BLOCK = 8
 """Widest block [px]: the sums of wider ones do not fit the registers. Narrow blocks cost more sums."""
+
+
+def check_centred(chips: tuple[int, ...], step: int) -> None:
+    """Refuse chips that cannot be centred on their cells.
+
+    Raises
+    ------
+    ParameterError
+        Chip and step of different parity.
+    """
+    if any((chip - step) % 2 for chip in chips):
+        raise ParameterError(
+            "chip and step", rule="must both be even or both be odd, so that chips are centred on their cells",
+            value=f"chip={chips[0] if len(chips) == 1 else chips}, step={step}", fix="add 1 to the chip",
+        )  # fmt: skip
+
+
+def check_limits(min_correlation: float, max_peak_ratio: float) -> None:
+    """Refuse thresholds that no correlation can meet.
+
+    Raises
+    ------
+    ParameterError
+        One outside of 0 ... 1.
+    """
+    for name, value in (("min_correlation", min_correlation), ("max_peak_ratio", max_peak_ratio)):
+        if not 0 <= value <= 1:
+            raise ParameterError(name, rule="must lie in 0 ... 1", value=value)
+
+
+def check_window(image: NDArray[np.float32], halo: int, step: int, about: str) -> None:
+    """Refuse a window smaller than one cell with its halo.
+
+    Raises
+    ------
+    ParameterError
+        With the least width, and what it is for (`about`).
+    """
+    least = 2 * halo + step
+    if min(image.shape) < least:
+        raise ParameterError(
+            "image", rule=f"must be at least {least} px wide for {about}", value=image.shape,
+            fix="use a smaller chip or search, or a larger area",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

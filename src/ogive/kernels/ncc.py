@@ -19,7 +19,7 @@ from .._neighbours import REJECTED, agreement
 from ..errors import ParameterError
 from . import _ncc_cupy, _ncc_reference, _refine, _search
 from ._affine import SMALLEST
-from ._geometry import Geometry, Scene
+from ._geometry import Geometry, Scene, check_centred, check_limits, check_window
 from ._judge import MIN_VALID, choose, judged, median_of_nine
 from ._ncc_numba import CLEAN, EMPTY, MASKED
 from ._tables import reduced
@@ -131,14 +131,8 @@ class NCC:
                         name, rule=f"must be a whole number of pixels, at least {least}", value=pixels,
                         fix="search = maximum speed [m/yr] x days / 365 / resolution [m]" if name == "search" else "",
                     )  # fmt: skip
-        if any((chip - self.step) % 2 for chip in self.chips):
-            raise ParameterError(
-                "chip and step", rule="must both be even or both be odd, so that chips are centred on their cells",
-                value=f"chip={self.chip}, step={self.step}", fix="add 1 to the chip",
-            )  # fmt: skip
-        for name in ("min_correlation", "max_peak_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ParameterError(name, rule="must lie in 0 ... 1", value=getattr(self, name))
+        check_centred(self.chips, self.step)
+        check_limits(self.min_correlation, self.max_peak_ratio)
         for name, known in (("backend", ("auto", "numba", "cupy", "reference")), ("refine", REFINE)):
             if getattr(self, name) not in known:
                 value = repr(getattr(self, name))
@@ -187,12 +181,8 @@ class NCC:
         ParameterError
             The window is smaller than one cell with its halo.
         """
-        least = 2 * self.halo() + self.step
-        if min(image.shape) < least:
-            raise ParameterError(
-                "image", rule=f"must be at least {least} px wide for chip {self.chip}, search {self.search} and filter "
-                f"{self.enhance!r}", value=image.shape, fix="use a smaller chip or search, or a larger area",
-            )  # fmt: skip
+        about = f"chip {self.chip}, search {self.search} and filter {self.enhance!r}"
+        check_window(image, self.halo(), self.step, about)
         valid = valid & np.isfinite(image)
         clean = np.where(valid, image, np.float32(0)).astype(np.float32, copy=False)
         filtered = self._filtered(self.enhance, clean, valid)

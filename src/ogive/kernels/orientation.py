@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import enhance, flags
 from ..errors import ParameterError
-from ._geometry import Geometry, Scene
+from ._geometry import Geometry, Scene, check_centred, check_limits, check_window
 from ._judge import MIN_SEARCHED, MIN_VALID
 from ._ncc_numba import CLEAN, MASKED, F, U, across, add, block_row, grow, thin, wanted
 from ._peaks import NOTHING, peaks
@@ -97,14 +97,8 @@ class OrientationCorrelation:
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < least:
                 raise ParameterError(name, rule=f"must be a whole number of pixels, at least {least}", value=value)
-        if (self.chip - self.step) % 2:
-            raise ParameterError(
-                "chip and step", rule="must both be even or both be odd, so that chips are centred on their cells",
-                value=f"chip={self.chip}, step={self.step}", fix=f"chip={self.chip + 1}",
-            )  # fmt: skip
-        for name in ("min_correlation", "max_peak_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ParameterError(name, rule="must lie in 0 ... 1", value=getattr(self, name))
+        check_centred((self.chip,), self.step)
+        check_limits(self.min_correlation, self.max_peak_ratio)
         enhance.get(self.enhance)
 
     @property
@@ -124,12 +118,8 @@ class OrientationCorrelation:
         ParameterError
             The window is smaller than one cell with its halo.
         """
-        least = 2 * self.halo() + self.step
-        if min(image.shape) < least:
-            raise ParameterError(
-                "image", rule=f"must be at least {least} px wide for chip {self.chip}, search {self.search} and filter "
-                f"{self.enhance!r}", value=image.shape, fix="use a smaller chip or search, or a larger area",
-            )  # fmt: skip
+        about = f"chip {self.chip}, search {self.search} and filter {self.enhance!r}"
+        check_window(image, self.halo(), self.step, about)
         valid = valid & np.isfinite(image)
         filtered, valid = enhance.get(self.enhance).apply(np.where(valid, image, 0).astype(np.float32), valid)
         planes = directions(filtered, valid)
