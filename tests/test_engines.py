@@ -19,7 +19,7 @@ from ogive.kernels._ncc_dense import search_dense
 from ogive.kernels._ncc_fft import search_fft
 
 # Chips even, odd, powers of two and one less; windows apart and overlapping; tiles cut and whole.
-DENSE = [NCC(chip=c, search=r, step=1) for c, r in ((7, 4), (9, 2), (31, 3), (33, 2), ((9, 15), 3))]
+DENSE = [NCC(chip=c, search=r, step=1) for c, r in ((7, 4), (9, 2), (31, 3), (33, 2), (65, 2), ((9, 15), 3))]
 SPARSE = [NCC(chip=c, search=r, step=s) for c, r, s in ((16, 12, 32), (8, 4, 16), (15, 5, 41), ((8, 16), 6, 32))]
 
 
