@@ -224,6 +224,43 @@ def test_the_surface_through_the_neighbours_is_exact_on_a_quadratic_and_takes_ou
     assert np.isnan(got[1]).all()
 
 
+def test_what_noise_of_overlapping_chips_looks_like_is_as_the_error_model_says() -> None:
+    """White noise seen by squares a fourth of their width apart: its variances, by simulation of all 25."""
+    rng, step, n = np.random.default_rng(0), 4, 3000
+    e, bend = (0.0,) * 4, (0.0,) * 6
+    lever, known = np.zeros((2, 4, 5, 5), np.float32), np.ones((5, 5), bool)
+    seen = []
+    for _ in range(n):
+        white = ndimage.uniform_filter(rng.standard_normal((2, 40, 40)), (0, 16, 16))[:, 12:29:4, 12:29:4] * 16
+        e, bend = _strain.surface(white, known, lever, 2, 2, 1, step)
+        near, every = (_strain.scatter(white, lever, 2, 2, 1, step, e, bend, half)[0] for half in (1, 2))
+        lap = bend[3] + bend[5]
+        seen.append((near, every, e[3] ** 2, lap**2, (white[0, 2, 2] - (16**2 - 1) / 24 * lap) ** 2))
+    near, every, slope, wavy, corrected = np.mean(seen, axis=0)
+    assert (near, every) == pytest.approx((_refine.SHARED, _refine.SHARED), rel=0.05)
+    assert slope * step**2 / near == pytest.approx(_refine.SLOPE, rel=0.08)
+    assert wavy * step**4 / every == pytest.approx(_refine.WAVY, rel=0.08)
+    assert corrected == pytest.approx(_refine.NOISIER, rel=0.05)
+
+
+@pytest.mark.parametrize("half", [1, 2])
+def test_scatter_is_what_neighbours_are_off_their_surface(half) -> None:
+    rng, step = np.random.default_rng(1), 8
+    k, m = np.mgrid[-2:3, -2:3] * float(step)
+    e, bend = 0.01 * rng.standard_normal(4), 1e-4 * rng.standard_normal(6)
+    off = 0.01 * rng.standard_normal((2, 5, 5))
+    lever = rng.standard_normal((2, 4, 5, 5)).astype(np.float32)
+    quadratic = 0.5 * np.tensordot(bend.reshape(2, 3), [m * m, 2 * k * m, k * k], 1)
+    u = np.tensordot(e.reshape(2, 2), [m, k], 1) + quadratic
+    gradient = np.stack([e[0] + bend[0] * m + bend[1] * k, e[1] + bend[1] * m + bend[2] * k,
+                         e[2] + bend[3] * m + bend[4] * k, e[3] + bend[4] * m + bend[5] * k])  # fmt: skip
+    field = 3 + u[::-1] + (lever * gradient).sum(1) + off
+    part = np.s_[2 - half : 3 + half, 2 - half : 3 + half]
+    got = _strain.scatter(field, lever, 2, 2, 1, step, tuple(e), tuple(bend), half)
+    free = {1: 8, 2: 19}[half]
+    np.testing.assert_allclose(got, [o[part].var() * o[part].size / free for o in off], rtol=1e-6)
+
+
 def test_few_or_aligned_neighbours_say_nothing() -> None:
     field, none = np.random.default_rng(0).standard_normal((2, 9, 9)), np.zeros((2, 4, 9, 9), np.float32)
 
@@ -314,6 +351,11 @@ def nmad(e: NDArray[Any]) -> float:
     return float(1.4826 * np.median(np.abs(e - np.median(e))))
 
 
+def covered(e: NDArray[Any], sigma: NDArray[Any]) -> None:
+    assert 0.63 < (np.abs(e) < sigma).mean() < 0.73
+    assert 0.92 < (np.abs(e) < 1.96 * sigma).mean() < 0.98
+
+
 @pytest.mark.parametrize(
     ("name", "chip", "mode", "rmse"),
     # Measured .0147, .0082, .0054; .0633, .0313, .0190; .0081, .0082.
@@ -329,30 +371,32 @@ def test_error_on_a_winding_stream_and_the_error_told(name, chip, mode, rmse) ->
     assert np.abs(e.mean(1)).max() < 0.003
     assert np.isfinite(sigma).all()
     assert 0.85 < nmad(e / sigma) < 1.1
-    assert 0.64 < (np.abs(e) < sigma).mean() < 0.78
-    assert 0.93 < (np.abs(e) < 1.96 * sigma).mean() < 0.98
+    covered(e, sigma)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("chip", "mode", "rmse", "z"),
     # Measured .0242, .0160, .0154, .0146; the translation alone has .072 and .101.
-    [(32, "translation", 0.026, 1.1), (64, "translation", 0.018, 1.25), (64, "fixed", 0.017, 1.2),
-     (64, "affine", 0.016, 1.15)],
+    [(32, "translation", 0.026, 1.1), (64, "translation", 0.018, 1.1), (64, "fixed", 0.017, 1.1),
+     (64, "affine", 0.016, 1.1)],
 )  # fmt: skip
 def test_error_on_alpine_texture(data, chip, mode, rmse, z) -> None:
     truth = named("P4", chip, image=data / EVEREST)
     e, sigma = errors(truth.refine(mode), truth)
     assert rms(e) < rmse
-    assert 0.9 < nmad(e / sigma) < z
+    assert 0.8 < nmad(e / sigma) < z
+    # Measured 66, 68, 69, 74 % and 93, 91, 92, 94 %.
+    assert 0.64 < (np.abs(e) < sigma).mean() < 0.76
+    assert 0.9 < (np.abs(e) < 1.96 * sigma).mean() < 0.96
 
 
 @pytest.mark.parametrize("chip", [16, 32, 64])
 def test_the_error_told_holds_under_cloud_and_changed_light(chip) -> None:
     truth = named("P5", chip)
     e, sigma = errors(truth.refine(), truth)
-    assert 0.8 < nmad(e / sigma) < 1.05
-    assert 0.66 < (np.abs(e) < sigma).mean() < 0.78
+    assert 0.85 < nmad(e / sigma) < 1.05
+    covered(e, sigma)
 
 
 @pytest.mark.parametrize("chip", [16, 32])

@@ -239,9 +239,9 @@ def stable_statistics(
 def scale(values: Float, errors: Float) -> float:
     """By what errors must be multiplied to be those of values that should be zero; never less than 1.
 
-    Two thirds of what brings 68.3 % within one sigma and a third of what brings 95 % within 1.96: shadows and snow make
-    the tails of a pair heavier than a normal distribution's, and the first alone would not cover them. 1 with fewer
-    than 50 values.
+    Four fifths of what brings 68.3 % within one sigma and a fifth of what brings 95 % within 1.96: shadows and snow
+    make the tails of a pair heavier than a normal distribution's, and the first alone would not cover them. 1 with
+    fewer than 50 values.
 
     Examples
     --------
@@ -253,7 +253,7 @@ def scale(values: Float, errors: Float) -> float:
     if known.sum() < 50:
         return 1.0
     inner, outer = np.quantile(np.abs(values[known]) / errors[known], [0.683, 0.95])
-    return max(1.0, float((2 * inner + outer / 1.96) / 3))
+    return max(1.0, float((4 * inner + outer / 1.96) / 5))
 
 
 def _points(velocity: xr.Dataset, mask: xr.DataArray, max_count: int) -> tuple[dict[str, xr.DataArray], float]:

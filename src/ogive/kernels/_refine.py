@@ -64,14 +64,18 @@ SHEAR = 0.25
 gains 1 % of accuracy, 0.5 loses 2 % (32 px) to 11 % (64 px), and never 57 % on alpine texture at 64 px."""
 CURVED = 48
 """Chip width from which displacements are corrected for curvature of the field [px]; narrower ones would gain noise."""
-NOISIER = 1.4
-"""Variance with a correction for curvature per variance without. Chips of neighbours overlap, so a chip's own noise
-looks like curvature: measured on the noisy truth case."""
-DOUBT = 0.3
-"""Share of a correction for curvature that stays in the error: the third derivatives, judged on truth cases."""
-FLOOR = 0.003
-"""Error of interpolation, the least error of a vector [px]: the bias between the pixels is 0.0035 px, root mean square.
-"""
+NOISIER = 1.46
+"""Variance with a correction for curvature per variance without. The chips of neighbours overlap, so a chip's own noise
+looks like curvature. This and the next three follow from white noise in chips of which a fourth is new every time."""
+SHARED = 0.23
+"""Variance of vectors that is seen as `_strain.scatter`; the rest is common to chips that overlap."""
+SLOPE = 0.34
+"""Variance of the strain that neighbours say, times their spacing², per `_strain.scatter`."""
+WAVY = 0.62
+"""Variance of the curvature (Laplacian) that neighbours say, times their spacing^4, per `_strain.scatter`."""
+FLOOR = 0.0027
+"""Error of interpolation, the least error of a vector [px]: what truth case P1 has beyond its noise, at 32 and
+64 px alike. The bias between the pixels is 0.0035 px, root mean square."""
 _POLE = 3**0.5 - 2
 _PREFILTER = tuple(float(w) for w in _POLE ** np.arange(TAPS + 1) / (2 * (_POLE ** np.arange(TAPS + 1)).sum() - 1))
 
@@ -385,6 +389,37 @@ def _correct_chip(
 
 
 @njit(**JIT)
+def _left(
+    field: Any, leverage: Any, i: Any, j: Any, chip: Any, step: Any, slope: Any, second: Any, variance: Any, curved: Any
+) -> Any:  # fmt: skip
+    """What the field around a chip adds to the variances of its dy and dx [px²].
+
+    The error of its strain, by the lever of its texture. Of a chip that is not corrected for curvature all of its
+    effect, less what noise alone would show. Of one that is, the noise that the correction brings, and by how much its
+    nearest neighbours are off the quadratic surface: higher derivatives.
+    """
+    space = _strain.stride(chip, step)
+    width = float(space * step)
+    off = _strain.scatter(field, leverage, i, j, space, step, slope, second, 1 if curved else _strain.HALF)
+    mean = (chip * chip - 1) / 24.0
+    noise = WAVY / width**4
+    lever_y = lever_x = 0.0
+    for k in range(4):
+        lever_y += leverage[0, k, i, j] ** 2
+        lever_x += leverage[1, k, i, j] ** 2
+    vy, vx = SLOPE / width**2 * lever_y * off[0], SLOPE / width**2 * lever_x * off[1]
+    if curved:
+        more = NOISIER - 1.0
+        vy += more * variance[0] + max(off[0] - SHARED * variance[0], 0.0)
+        vx += more * variance[1] + max(off[1] - SHARED * variance[1], 0.0)
+    else:
+        y, x = second[3] + second[5], second[0] + second[2]
+        vy += mean * mean * max(y * y - noise * off[0], 0.0)
+        vx += mean * mean * max(x * x - noise * off[1], 0.0)
+    return vy, vx
+
+
+@njit(**JIT)
 def _correct(
     images: Any, coefficients: Any, masks: Any, shape: Any, place: Any, chips: Any, kind: Any, iterations: Any,
     known: Any, leverage: Any, field: Any, found: Any, strain: Any, error: Any, edge: Any,
@@ -427,11 +462,9 @@ def _correct(
             position, found[2, i, j], own, variance, fitted = out
             for k in range(4):
                 strain[k, i, j] = own[k] if known_e or fitted else np.nan
-            laplacian = (second[3] + second[5], second[0] + second[2])
+            left = (0.0, 0.0)
+            if np.isfinite(second[0]):
+                left = _left(field, leverage, i, j, chip, place[1], slope, second, variance, curved)
             for k in range(2):
                 found[k, i, j] = position[k]
-                left = (chip * chip - 1) / 24.0 * laplacian[k] * (DOUBT if curved else 1.0)
-                if not np.isfinite(left):
-                    left = 0.0
-                spread = variance[k] * (NOISIER if curved else 1.0)
-                error[k, i, j] = np.sqrt(spread + left * left + FLOOR * FLOOR)
+                error[k, i, j] = np.sqrt(variance[k] + left[k] + FLOOR * FLOOR)

@@ -42,6 +42,16 @@ def lagged(n: Any, lag: Any, work: Any) -> Any:
 
 
 @njit(**CHIP)
+def peakedness(n: Any, count: Any, energy: Any, work: Any) -> Any:
+    """Kurtosis of the residual, 1 for a normal distribution; `energy` is its sum of squares."""
+    quartic = np.float32(0)
+    for q in range(U(n)):
+        square = work[A, q] * work[A, q]
+        quartic += square * square
+    return count * quartic / (np.float32(3) * energy * energy)
+
+
+@njit(**CHIP)
 def variances(chip: Any, work: Any) -> Any:
     """Variances of dy and dx [px²] from the weights, centred gradients and residual (plane A) in `work`; NaN if none.
 
@@ -50,12 +60,12 @@ def variances(chip: Any, work: Any) -> Any:
     """
     pitch = chip + PAD
     n = chip * pitch
-    count, ee, hyy, hyx, hxx = lagged(n, U(0), work)
+    count, energy, hyy, hyx, hxx = lagged(n, U(0), work)
     hyx *= 0.5
     det = hyy * hxx - hyx * hyx
     if not (count > FITTED and det > 0):
         return np.nan, np.nan
-    s2 = ee / (count - FITTED)
+    s2 = energy / (count - FITTED)
     jyy, jyx, jxx = float(hyy), float(hyx), float(hxx)
     fy = fx = NOISE[0]
     for ky, kx in LAGS:
@@ -73,7 +83,9 @@ def variances(chip: Any, work: Any) -> Any:
             fx += NOISE[kx] * rho
     noise = 0.5 * s2 * count
     # The noise of image 1 times its own derivative sums up to nothing: half of the noise in the gradients is harmless.
-    jyy, jxx = jyy - 0.5 * noise * fy, jxx - 0.5 * noise * fx
+    # It counts where the residual is: twice where one half of a chip is cloud, which ice does not resemble at all.
+    harmless = 0.5 * noise * peakedness(n, count, energy, work) if s2 > 0 else 0.0
+    jyy, jxx = jyy - min(harmless * fy, 0.5 * jyy), jxx - min(harmless * fx, 0.5 * jxx)
     hyy, hxx = max(hyy - noise * fy, SMALLEST * hyy), max(hxx - noise * fx, SMALLEST * hxx)
     most = WHOLLY_ALIGNED * np.sqrt(hyy * hxx)
     hyx = min(max(hyx, -most), most)

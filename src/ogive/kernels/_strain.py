@@ -113,3 +113,41 @@ def surface(field: Any, known: Any, leverage: Any, i: Any, j: Any, space: Any, s
     if n < (2 * HALF + 1) ** 2:
         return (exx, exy, eyx, eyy), flat
     return (exx, exy, eyx, eyy), (uxx, uxy, uyy, vxx, vxy, vyy)
+
+
+@njit(**JIT)
+def scatter(field: Any, leverage: Any, i: Any, j: Any, space: Any, step: Any, e: Any, bend: Any, half: Any) -> Any:
+    """Mean squares by which the neighbours up to `half` away are off the surface `(e, bend)`: (dy, dx) [px²].
+
+    Arguments as of `surface`, which found all 25 of them and gave the surface.
+    """
+    width = float(space * step)
+    cells = (2 * half + 1) ** 2
+    # All 25 have six numbers fitted to them; the nine in the middle little more than their mean.
+    free = cells - (6 if half == HALF else 1)
+    sy = sx = syy = sxx = 0.0
+    for k in range(-half, half + 1):
+        for m in range(-half, half + 1):
+            y, x, v, u = i + space * k, j + space * m, k * width, m * width
+            a, b = e[0] + bend[0] * u + bend[1] * v, e[1] + bend[1] * u + bend[2] * v
+            c, d = e[2] + bend[3] * u + bend[4] * v, e[3] + bend[4] * u + bend[5] * v
+            dy = field[0, y, x] - (
+                a * leverage[0, 0, y, x]
+                + b * leverage[0, 1, y, x]
+                + c * leverage[0, 2, y, x]
+                + d * leverage[0, 3, y, x]
+            )
+            dx = field[1, y, x] - (
+                a * leverage[1, 0, y, x]
+                + b * leverage[1, 1, y, x]
+                + c * leverage[1, 2, y, x]
+                + d * leverage[1, 3, y, x]
+            )
+            # Half of the gradient here and half of that in the middle: the surface less its value in the middle.
+            dy -= 0.5 * ((c + e[2]) * u + (d + e[3]) * v)
+            dx -= 0.5 * ((a + e[0]) * u + (b + e[1]) * v)
+            sy += dy
+            sx += dx
+            syy += dy * dy
+            sxx += dx * dx
+    return (syy - sy * sy / cells) / free, (sxx - sx * sx / cells) / free
