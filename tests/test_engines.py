@@ -164,3 +164,24 @@ def test_flat_and_constant_chips_have_no_correlation() -> None:
             spoiled = [np.full_like(im, 0.3) if i == k else im for i, im in enumerate(images)]
             for found in every_engine(kernel, spoiled).values():
                 assert (found[:, 2:5] == 0).all()
+
+
+# --- round priors ---
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.02])
+def test_priors_at_their_limit_along_one_axis_and_different_along_the_other(holes: float) -> None:
+    """The window of a tile is as high as it is wide, and must not leave the image on the side of the common prior."""
+    kernel = NCC(chip=8, search=2, step=8, prior=4, enhance="none", refine="quadric", backend="numba")
+    images = windows(kernel, (3, 4), seed=3, holes=holes)
+    prior = np.full((2, 3, 4), -4, np.float32)
+    prior[0] = np.array([-4, 0, 4, 1], np.float32)
+    for one in (prior, prior[::-1], -prior, -prior[::-1]):
+        answers = []
+        for backend in ("numba", "reference"):
+            chosen = replace(kernel, backend=backend)
+            prepared = [chosen.prepare(im, v) for im, v in zip(images[:2], images[2:], strict=True)]
+            answers.append(chosen.match(*prepared, np.ascontiguousarray(one)))
+        np.testing.assert_array_equal(*(answer["flag"] for answer in answers))
+        for name in ("dy", "dx", "corr"):
+            np.testing.assert_allclose(*(answer[name] for answer in answers), atol=2e-4, err_msg=name)

@@ -160,7 +160,7 @@ def numba_surface(chip: NDArray[Any], search: NDArray[Any]) -> NDArray[np.float3
     second[: search.shape[0], : search.shape[1]] = search - search.mean(dtype=float)
     every, kind = np.ones(first.shape, bool), np.zeros((1, 1, 1), np.uint8)
     one, two = (Scene(image, every, geometry) for image in (first, second))
-    *pair, kinds = pair_arguments(one, two, kind, slice(0, 1), slice(0, 1), (-radius, -radius))
+    *pair, kinds = pair_arguments(one, two, kind, slice(0, 1), slice(0, 1), (-radius, -radius), radius)
     about, block, group = constants(geometry, radius, 1)
     needs, ring, done, work = _ncc_numba.begin(kinds, about, geometry.counts)
     c_all = np.empty((2 * radius + 1) ** 2, np.float32)

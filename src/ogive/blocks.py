@@ -13,6 +13,7 @@ tiling, give the same bits (tests/test_blocks.py).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -177,7 +178,8 @@ def map_overlapping(
         for variable, outside in ((image, np.nan), (mask, quality.NO_DATA)):
             arguments += [_overlapped(variable.data, blocks, outside), "tyx"]
     base = da.blockwise(
-        _block, "byx", *arguments, dtype=object, concatenate=True, align_arrays=False,
+        # Dask would make a name from all pixels of a cube in memory.
+        _block, "byx", *arguments, name=f"match-{uuid4().hex}", dtype=object, concatenate=True, align_arrays=False,
         adjust_chunks=dict(zip("byx", blocks.chunks, strict=True)), meta=np.empty((0, 0, 0), object),
         source=source, groups=groups, kernel=kernel, blocks=blocks, prior=prior,
     )  # fmt: skip
@@ -304,8 +306,9 @@ def memory(blocks: Blocks, scenes: int, kernel: Kernel) -> int:
     side = blocks.tile * blocks.step + 2 * blocks.halo
     cells = blocks.batch * blocks.tile**2
     sizes = int(np.size(kernel.chip))
-    # Image, mask, integral image, three planes in polyphase order, gradients and spline; two tables for each chip.
-    per_scene = 4 + 1 + 4 + 12 + 12 + 8 * sizes
+    # Image, mask, integral image, polyphase order; two tables for each chip; gradients, spline and mask (17), or for a
+    # stack three planes of both images of a pair (24).
+    per_scene = 4 + 1 + 4 + 4 + 24 + 8 * sizes
     working = 4 * 6 + 16 * 2  # filter and masked planes, float64 sums
     per_cell = sum(np.dtype(dtype).itemsize for dtype in outputs(kernel).values())
     return int(side**2 * (min(scenes, 2 * blocks.batch) * per_scene + working) + cells * (per_cell + 12))

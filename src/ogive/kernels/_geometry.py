@@ -140,31 +140,41 @@ class Scene:
         """The image in polyphase order (1, block, h, columns)."""
         return np.asarray(_tables.phases(self.image, self.geometry.block, self.before)[None])
 
-    @cached_property
-    def planes(self) -> NDArray[np.float32]:
-        """Image, mask and square in polyphase order (3, block, h, columns)."""
-        mask = _tables.phases(self.valid.astype(np.float32), self.geometry.block, self.before)
-        return np.stack([self.plain[0], mask, self.plain[0] * self.plain[0]])
+    def planes(self, y: int, x: int, height: int, width: int) -> NDArray[np.float32]:
+        """Image, mask and square of a part that begins at (y, x), in polyphase order (3, block, height, columns).
+
+        Made for each tile: masked pixels are few, and three planes of the whole window would not be.
+        """
+        part = np.s_[y : y + height, x : x + width]
+        image = _tables.phases(self.image[part], self.geometry.block, 0)
+        return np.stack([image, _tables.phases(self.valid[part], self.geometry.block, 0), image * image])
 
     @cached_property
     def tables(self) -> NDArray[np.float32]:
         """Means and inverse deviations of all chips (sizes, 2, step, step, J, I), from the first place searched on."""
         g = self.geometry
         start = g.origin - g.search
-        image = np.ascontiguousarray(self.image[start:, start:])
-        cells = [-(-(n - g.chips[0] + 1) // g.step) for n in image.shape]
+        cells = [-(-(n - start - g.chips[0] + 1) // g.step) for n in self.image.shape]
         out = np.zeros((len(g.chips), 2, g.step, g.step, *cells), np.float32)
-        for chip, table in zip(g.chips, out, strict=True):
-            _tables.tables(image, chip, table)
+        _tables.tables_of(self.image, np.array(g.chips), start, out)
         return out
+
+    @cached_property
+    def _points(self) -> list[NDArray[np.float32]]:
+        """The tables of each chip at all cells whose chips lie in the window, (2, ny, nx)."""
+        g = self.geometry
+        shape = [(n - g.origin - g.chips[-1]) // g.step + 1 for n in self.image.shape]
+        found = []
+        for m, chip in enumerate(g.chips):
+            if "tables" in self.__dict__:
+                j, p = divmod(g.first(chip) - (g.origin - g.search), g.step)
+                found.append(self.tables[m, :, p, p, j : j + shape[0], j : j + shape[1]])
+            else:
+                out = np.empty((2, 1, 1, *shape), np.float32)
+                _tables.point_tables(self.image, chip, g.first(chip), g.step, out)
+                found.append(out[:, 0, 0])
+        return found
 
     def points(self, m: int, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The tables of chip m at the cells themselves, (2, ny, nx)."""
-        g = self.geometry
-        first = g.first(g.chips[m])
-        if "tables" not in self.__dict__:
-            out = np.empty((2, 1, 1, *shape), np.float32)
-            _tables.point_tables(self.image, g.chips[m], first, g.step, out)
-            return out[:, 0, 0]
-        j, p = divmod(first - (g.origin - g.search), g.step)
-        return self.tables[m, :, p, p, j : j + shape[0], j : j + shape[1]]
+        return self._points[m][:, : shape[0], : shape[1]]

@@ -354,6 +354,9 @@ def match(
     needs, ring, done, work = begin(kind, geometry, counts)
     c = np.empty(sizes * size * size * nx, np.float32)
     for g in range(ny):
+        if np.all(kind[:, g] == EMPTY):
+            out[:, :, g] = np.nan
+            continue
         surfaces(
             a, b, place, layout, geometry, counts, points1, tables2, origins, kind, least, g, needs, ring, done, work,
             c, block, group, single,

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from . import _strain
 from ._affine import SMALLEST, icgn_affine
@@ -48,7 +47,7 @@ from ._icgn import (
     weigh,
 )  # fmt: skip
 from ._sigma import variances
-from ._tables import integral
+from ._tables import eroded, integral
 from .subpixel import JIT
 
 Mode = Literal["translation", "fixed", "affine"]
@@ -105,7 +104,7 @@ class Scene:
         """Valid pixels whose gradient and spline support is valid."""
         if self.valid is None or self.valid.all():
             return None
-        return np.asarray(ndimage.minimum_filter(self.valid, size=2 * STENCIL + 1, mode="nearest"), bool)
+        return np.asarray(eroded(self.valid, STENCIL))
 
     @cached_property
     def invalid(self) -> NDArray[np.int32] | None:
@@ -144,6 +143,7 @@ def spline(image: NDArray[np.float32]) -> NDArray[np.float32]:
     Examples
     --------
     >>> image = np.random.default_rng(0).standard_normal((32, 32)).astype("f4")
+    >>> from scipy import ndimage
     >>> back = ndimage.convolve1d(ndimage.convolve1d(spline(image), [1 / 6, 4 / 6, 1 / 6], 0), [1 / 6, 4 / 6, 1 / 6], 1)
     >>> bool(np.abs(back - image)[1:-1, 1:-1].max() < 1e-3)
     True

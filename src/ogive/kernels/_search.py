@@ -24,6 +24,8 @@ _CACHE_BYTES = 8_000_000
 make the blocks at their edges twice."""
 _TILE = (32, 64)
 """Points of a tile with a common window, before it is cut because its points want different ones."""
+_SCATTERED = 0.15
+"""Share of masked points beyond which all are searched together: tiles overlap. The bits are the same either way."""
 EVERYWHERE = np.zeros((4, 0, 0), np.int32)
 """No limits of single points."""
 Kinds = NDArray[np.uint8]
@@ -37,28 +39,38 @@ def strips(geometry: Geometry, radius: int, nx: int) -> Iterator[slice]:
         yield slice(x, min(nx, x + wide))
 
 
-def pair_arguments(first: Scene, second: Scene, kind: Kinds, rows: slice, columns: slice, corner: Sequence[int]) -> Any:
+def pair_arguments(
+    first: Scene, second: Scene, kind: Kinds, rows: slice, columns: slice, corner: tuple[int, int], radius: int
+) -> Any:
     """What the compiled search wants to know of one pair: images, places, layout, tables, classes of a tile of points.
 
     `corner` is the first displacement (y, x) [px].
     """
     g = first.geometry
-    masked = bool((kind[:, rows, columns] == MASKED).any())
-    a, b = (scene.planes if masked else scene.plain for scene in (first, second))
     y, x = (g.origin + s.start * g.step for s in (rows, columns))
     shape = (kind.shape[1], kind.shape[2])
+    if (kind[:, rows, columns] == MASKED).any():
+        height, width = ((s.stop - s.start - 1) * g.step + g.chips[-1] for s in (rows, columns))
+        a = first.planes(y, x, height, width)
+        b = second.planes(y + corner[0], x + corner[1], height + 2 * radius, width + 2 * radius)
+        place = (0, 0, 0)
+    else:
+        a, b, pitch = first.plain, second.plain, first.plain.shape[3]
+        place = (y * pitch + (x + first.before) // g.block, (y + corner[0]) * pitch, x + first.before + corner[1])
     points = np.stack([first.points(m, shape)[:, rows, columns] for m in range(len(g.chips))])
     # Tables begin at the first place that any point may search.
     tables = [(g.first(c) - g.origin + g.search + np.array(corner)) for c in g.chips]
     origins = np.array(tables) + g.step * np.array([rows.start, columns.start])
-    pitch = a.shape[3]
-    place = (y * pitch + (x + first.before) // g.block, (y + corner[0]) * pitch, x + first.before + corner[1])
-    plane = a.shape[2] * pitch
-    layout = (plane, pitch, plane, pitch, a.shape[1] * plane, b.shape[1] * plane)
+    layout = (*_strides(a), *_strides(b), a[0].size, b[0].size)
     return (
         a.reshape(-1), b.reshape(-1), place, layout, points, second.tables, origins,
         np.ascontiguousarray(kind[:, rows, columns]),
     )  # fmt: skip
+
+
+def _strides(planes: NDArray[np.float32]) -> tuple[int, int]:
+    """Distances between phases and between rows."""
+    return planes.shape[2] * planes.shape[3], planes.shape[3]
 
 
 def constants(geometry: Geometry, radius: int, nx: int) -> Any:
@@ -77,7 +89,9 @@ def search_tile(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Search a tile of points within `radius` of a common offset [px]."""
     corner = (offset[0] - radius, offset[1] - radius)
-    a, b, place, layout, points, tables, origins, kinds = pair_arguments(first, second, kind, rows, columns, corner)
+    a, b, place, layout, points, tables, origins, kinds = pair_arguments(
+        first, second, kind, rows, columns, corner, radius
+    )
     about, block, group = constants(first.geometry, radius, kinds.shape[2])
     out = np.empty((kinds.shape[0], 8, *kinds.shape[1:]), np.float32)
     _ncc_numba.match(
@@ -90,18 +104,20 @@ def search_tile(
 def search_window(first: Scene, second: Scene, kind: Kinds, least: NDArray[np.float64]) -> NDArray[np.float32]:
     """Search all points within the geometry's search of no displacement, with the engine that suits the grid."""
     geometry = first.geometry
-    engine = engine_of(geometry)
-    if engine == "blocks":
+    engine, masked = engine_of(geometry), kind == MASKED
+    if engine == "blocks" and masked.any(0).mean() > _SCATTERED:
         return _blocks(first, second, kind, least)
-    search = search_dense if engine == "dense" else search_fft
-    clean = search(first, second, kind)
-    masked = kind == MASKED
-    if not masked.any():
-        return clean
-    # The six sums of masked points are left to the blocks, in tiles, so that rows without masked points cost nothing.
-    none = np.zeros((2, *kind.shape[1:]), np.int64)
-    rest = search_centred(first, second, np.where(masked, kind, np.uint8(EMPTY)), least, none, geometry.search)
-    return np.where(masked[:, None], rest, clean)
+    clean = np.where(masked, np.uint8(EMPTY), kind)
+    if engine == "blocks":
+        found = _blocks(first, second, clean, least)
+    else:
+        found = (search_dense if engine == "dense" else search_fft)(first, second, clean)
+    if masked.any():
+        # The six sums of masked points are left to the blocks, in tiles, so that the other points cost nothing more.
+        none = np.zeros((2, *kind.shape[1:]), np.int64)
+        rest = search_centred(first, second, np.where(masked, kind, np.uint8(EMPTY)), least, none, geometry.search)
+        np.copyto(found, rest, where=masked[:, None])
+    return found
 
 
 def engine_of(geometry: Geometry) -> str:
@@ -147,7 +163,7 @@ def search_stack(
     parts = []
     for columns in strips(geometry, radius, nx):
         arguments = [
-            pair_arguments(*pair, kind, slice(0, ny), columns, (-radius, -radius))
+            pair_arguments(*pair, kind, slice(0, ny), columns, (-radius, -radius), radius)
             for pair, kind in zip(pairs, kinds, strict=True)
         ]
         out = np.empty((sizes, 8, ny, columns.stop - columns.start), np.float32)
@@ -170,19 +186,21 @@ def search_centred(
     """
     out = np.full((kind.shape[0], 8, *kind.shape[1:]), np.nan, np.float32)
     wanted = (kind != EMPTY).any(0)
-    for rows, columns, offset, radius in _tiles(prior, wanted, limit):
-        part = prior[:, rows, columns] - np.array(offset)[:, None, None] + radius
-        # Points of no interest may lie far away: any window will do.
-        part = np.clip(part, limit, 2 * radius - limit)
-        limits = np.stack([part[0] - limit, part[0] + limit, part[1] - limit, part[1] + limit]).astype(np.int32)
+    for rows, columns, offset, radius in _tiles(prior, wanted, limit, first.geometry.search):
+        limits = EVERYWHERE
+        if radius > limit:
+            part = prior[:, rows, columns] - np.array(offset)[:, None, None] + radius
+            # Points of no interest may lie far away: any window will do.
+            part = np.clip(part, limit, 2 * radius - limit)
+            limits = np.stack([part[0] - limit, part[0] + limit, part[1] - limit, part[1] + limit]).astype(np.int32)
         out[:, :, rows, columns] = search_tile(first, second, kind, least, rows, columns, offset, radius, limits)
     return out
 
 
 def _tiles(
-    prior: NDArray[np.int64], wanted: NDArray[np.bool_], limit: int
+    prior: NDArray[np.int64], wanted: NDArray[np.bool_], limit: int, most: int
 ) -> Iterator[tuple[slice, slice, tuple[int, int], int]]:
-    """Rows, columns, common offset and radius of tiles that cover all wanted points."""
+    """Rows, columns, common offset and radius of tiles that cover all wanted points, none beyond `most` px."""
     ny, nx = wanted.shape
     todo = [
         (slice(y, min(ny, y + _TILE[0])), slice(x, min(nx, x + _TILE[1])))
@@ -194,10 +212,16 @@ def _tiles(
         inside = wanted[rows, columns]
         if not inside.any():
             continue
+        y, x = np.nonzero(inside)
+        rows = slice(rows.start + int(y.min()), rows.start + int(y.max()) + 1)
+        columns = slice(columns.start + int(x.min()), columns.start + int(x.max()) + 1)
+        inside = wanted[rows, columns]
         values = prior[:, rows, columns][:, inside]
         low, high = values.min(1), values.max(1)
         offset = (low + high) // 2
         radius = int((high - offset).max()) + limit
+        # The wider axis sets the radius; along the other the window must not leave what was read.
+        offset = offset.clip(radius - most, most - radius)
         height, width = inside.shape
         # Twice the radius is four times the products; a tile of few columns wastes lanes.
         if radius > 2 * limit and max(height, width) > 4:

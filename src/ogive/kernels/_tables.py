@@ -14,6 +14,8 @@ from .subpixel import JIT
 
 U = np.uint64
 F = np.float32
+WIDE = 512
+"""Columns of a strip [px], about."""
 
 
 @njit(**JIT)
@@ -67,12 +69,21 @@ def tables(image: Any, chip: Any, out: Any) -> Any:
     y // step, x // step], so that the values of a row of points are neighbours whatever the displacement. Sums are
     float64, from halves: first of rows, then along the rows, each in an order that no tile changes.
     """
+    tables_of(image, np.array([chip]), 0, out.reshape((1, *out.shape)))
+
+
+@njit(**JIT)
+def tables_of(image: Any, chips: Any, first: Any, out: Any) -> Any:
+    """`tables` of several chips, rising, in one go: they share their sums of rows.
+
+    They begin at pixel (`first`, `first`); `out` is (sizes, 2, step, step, J, I).
+    """
     h, w = image.shape
-    step, width = out.shape[1], w - chip + 1
-    wide = max(1, 256 // step) * step
-    for x in range(0, width, wide):
-        columns = min(wide, width - x)
-        strip(image.reshape(-1), h, w, x, columns, chip, (0, 1, h - chip + 1), 1, step, x, out[0], out[1])
+    step = out.shape[2]
+    wide = max(1, WIDE // step) * step
+    for x in range(first, w - chips[0] + 1, wide):
+        columns, counts = np.minimum(wide, w - chips + 1 - x), h - chips + 1 - first
+        strip(image.reshape(-1), h, w, x, columns, chips, (first, 1), counts, 1, step, x - first, out)
 
 
 @njit(**JIT)
@@ -84,70 +95,111 @@ def point_tables(image: Any, chip: Any, first: Any, step: Any, out: Any) -> Any:
     """
     h, w = image.shape
     ny, nx = out.shape[3:]
-    wide = max(1, 256 // step)
+    wide = max(1, WIDE // step)
     for i in range(0, nx, wide):
-        columns = (min(wide, nx - i) - 1) * step + 1
-        rows = (first, step, ny)
-        strip(image.reshape(-1), h, w, first + i * step, columns, chip, rows, step, 1, i, out[0], out[1])
+        columns = np.array([(min(wide, nx - i) - 1) * step + 1])
+        strip(
+            image.reshape(-1), h, w, first + i * step, columns, np.array([chip]), (first, step), np.array([ny]), step,
+            1, i, out.reshape((1, *out.shape)),
+        )  # fmt: skip
+
+
+@njit(**JIT)
+def widths_of(chips: Any) -> Any:
+    """Widths of the sums that the chips need, rising.
+
+    Every sum is two of half its width, and one pixel more where that is odd: 1, 3, 7, 15, 31 or 1, 2, 4, ..., 32.
+    """
+    needed = np.zeros(chips.max() + 1, np.bool_)
+    for chip in chips:
+        while chip:
+            needed[chip] = True
+            chip //= 2
+    return np.nonzero(needed)[0]
+
+
+@njit(**JIT)
+def rows_needed(widths: Any, chips: Any, h: Any, rows: Any, counts: Any) -> Any:
+    """Which rows of sums (width, first row of the image) the rows of the tables are made of."""
+    need = np.zeros((widths.size, h), np.bool_)
+    for chip, count in zip(chips, counts):
+        for g in range(count):
+            need[np.searchsorted(widths, chip), rows[0] + g * rows[1]] = True
+    for level in range(widths.size - 1, 0, -1):
+        half = widths[level] // 2
+        below = np.searchsorted(widths, half)
+        for y in range(h):
+            if need[level, y]:
+                need[below, y] = True
+                need[below, y + half] = True
+    return need
 
 
 @njit(**JIT)
 def strip(
-    image: Any, h: Any, w: Any, x: Any, columns: Any, chip: Any, rows: Any, pick: Any, step: Any, to: Any, means: Any,
-    inverses: Any,
+    image: Any, h: Any, w: Any, x: Any, columns: Any, chips: Any, rows: Any, counts: Any, pick: Any, step: Any, to: Any,
+    out: Any,
 ) -> Any:  # fmt: skip
     """Some columns of the tables, from x on: narrow enough that all rows in use stay in the cache.
 
-    `rows` are the first row, the distance of rows and their number; of each every `pick`-th value goes to the tables in
-    polyphase order of `step`, from their column `to` on.
+    `columns` and `counts` are the columns and rows of each chip's table, `rows` the first row and the distance of rows;
+    of each every `pick`-th value goes to the tables in polyphase order of `step`, from their column `to` on.
     """
-    # Every sum is two of half its width, and one pixel more where that is odd: 1, 3, 7, 15, 31 or 1, 2, 4, ..., 32.
-    levels = 1
-    while chip >> levels:
-        levels += 1
-    widths = np.array([chip >> (levels - 1 - level) for level in range(levels)])
-    need = np.zeros((levels, h), np.bool_)
-    for g in range(rows[2]):
-        need[levels - 1, rows[0] + g * rows[1]] = True
-    for level in range(levels - 1, 0, -1):
-        for y in range(h):
-            if need[level, y]:
-                need[level - 1, y] = True
-                need[level - 1, y + widths[level - 1]] = True
+    widths = widths_of(chips)
+    need = rows_needed(widths, chips, h, rows, counts)
     # One ring of rows for each width, as deep as the next one looks back, and two rows to work in.
-    depth = widths + 2
-    start = np.zeros(levels + 1, np.int64)
+    halves = np.searchsorted(widths, widths // 2)
+    depth = np.ones(widths.size, np.int64)
+    for level in range(1, widths.size):
+        depth[halves[level]] = widths[halves[level]] + 2
+    start = np.zeros(widths.size + 1, np.int64)
     start[1:] = np.cumsum(depth)
-    n = columns + chip - 1
+    n = (columns + chips).max() - 1
     sums, squares = np.empty((start[-1] + 2) * n), np.empty((start[-1] + 2) * n)
-    mean, inverse = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    for y in range(rows[0], rows[0] + (rows[2] - 1) * rows[1] + chip):
+    mean, inverse = np.empty(columns.max(), np.float32), np.empty(columns.max(), np.float32)
+    for y in range(rows[0], ((counts - 1) * rows[1] + chips).max() + rows[0]):
         newest = U((start[0] + y % depth[0]) * n)
         pixels(image, U(y * w + x), sums, squares, newest, n)
-        for level in range(1, levels):
-            row, below, half = y - widths[level] + 1, level - 1, widths[level - 1]
+        for level in range(1, widths.size):
+            row, below, half = y - widths[level] + 1, halves[level], widths[level] // 2
             if row < rows[0] or not need[level, row]:
                 continue
             upper = U((start[below] + row % depth[below]) * n)
             lower = U((start[below] + (row + half) % depth[below]) * n)
             join(sums, squares, upper, lower, newest, widths[level] % 2, U((start[level] + row % depth[level]) * n), n)
-        row = y - chip + 1
-        if row < rows[0] or not need[levels - 1, row]:
-            continue
-        here = single = U((start[levels - 1] + row % depth[levels - 1]) * n)
-        there, other = U(start[-1] * n), U((start[-1] + 1) * n)
-        for level in range(1, levels):
-            # To and fro between two rows: in place the compiler could not tell what is read from what is written.
-            m, half, odd = n - widths[level] + 1, U(widths[level - 1]), widths[level] % 2
-            join(sums, squares, here, here + half, single + half + half, odd, there, m)
-            here, there, other = there, other, there
-        normalise(sums, squares, here, float(chip * chip), mean, inverse)
-        count = (columns - 1) // pick + 1
-        if pick > 1:
-            for i in range(count):
-                mean[i], inverse[i] = mean[i * pick], inverse[i * pick]
-        spread(mean[:count], means, (row - rows[0]) // rows[1], to, step)
-        spread(inverse[:count], inverses, (row - rows[0]) // rows[1], to, step)
+        for m in range(chips.size):
+            chip, row = chips[m], y - chips[m] + 1
+            g = (row - rows[0]) // rows[1]
+            if columns[m] < 1 or row < rows[0] or (row - rows[0]) % rows[1] or g >= counts[m]:
+                continue
+            level = np.searchsorted(widths, chip)
+            from_row = U((start[level] + row % depth[level]) * n)
+            here = along(sums, squares, from_row, U(start[-1] * n), U((start[-1] + 1) * n), chip, columns[m])
+            normalise(sums, squares, here, float(chip * chip), mean[: columns[m]], inverse[: columns[m]])
+            count = (columns[m] - 1) // pick + 1
+            if pick > 1:
+                for i in range(count):
+                    mean[i], inverse[i] = mean[i * pick], inverse[i * pick]
+            spread(mean[:count], out[m, 0], g, to, step)
+            spread(inverse[:count], out[m, 1], g, to, step)
+
+
+@njit(**JIT)
+def along(sums: Any, squares: Any, at: Any, there: Any, other: Any, chip: Any, n: Any) -> Any:
+    """Sums of `chip` neighbours in a row of both arrays, n of them; returns where they are.
+
+    To and fro between two rows, `there` and `other`: in place the compiler could not tell what is read from what is
+    written.
+    """
+    here, width, level = at, 1, 0
+    while chip >> (level + 1):
+        level += 1
+    while level:
+        level -= 1
+        half, width = width, chip >> level
+        join(sums, squares, here, here + U(half), at + U(2 * half), width % 2, there, n + chip - width)
+        here, there, other = there, other, there
+    return here
 
 
 @njit(**JIT)
@@ -167,6 +219,30 @@ def phases(image: Any, width: Any, before: Any) -> Any:
             for i in range(U((row.size + width - 1) // width)):
                 to[i] = row[i * U(width)]
     return out
+
+
+@njit(**JIT)
+def eroded(valid: Any, reach: Any) -> Any:
+    """The pixels without a masked one in the square of that reach around them; beyond the image nothing is masked."""
+    h, w = valid.shape
+    mask, out = valid.view(np.uint8), np.empty((h, w), np.uint8)
+    columns = np.ones(w + 2 * reach, np.uint8)
+    for y in range(h):
+        middle = columns[reach : reach + w]
+        middle[:] = 1
+        for row in mask[max(0, y - reach) : y + reach + 1]:
+            both(middle, row)
+        out[y] = 1
+        for k in range(2 * reach + 1):
+            both(out[y], columns[k : k + w])
+    return out.view(np.bool_)
+
+
+@njit(**JIT)
+def both(out: Any, row: Any) -> Any:
+    """out = out and row."""
+    for x in range(U(out.size)):
+        out[x] &= row[x]
 
 
 @njit(**JIT)

@@ -454,14 +454,20 @@ class NCC:
             # A gross error must not tell its neighbours how they are sheared. Several chips have been judged before.
             accepted &= agreement(dy, dx, 1, tolerance=1.0) != REJECTED
         mode = cast(_refine.Mode, self.refine)
+        # The outermost cells have judged their neighbours, and no vector needs them any more.
+        edge = _refine.reach(self.chips[-1], self.step)
+        spare = self.margin - edge
+        dy, dx, accepted, chip = (part[spare:-spare, spare:-spare] for part in (dy, dx, accepted, chosen["chip"]))
         better = _refine.refine(
-            pair[0].fine, pair[1].fine, dy, dx, accepted, chosen["chip"].astype(np.int64), centre=centre,
-            step=self.step, mode=mode, edge=self.margin,
+            pair[0].fine, pair[1].fine, dy, dx, accepted, chip.astype(np.int64), centre=centre + spare * self.step,
+            step=self.step, mode=mode, edge=edge,
         )  # fmt: skip
         done = better.pop("iterations") > 0
         better["corr"] = np.minimum(better["corr"], np.float32(1))  # rounding
         for name in set(better) & set(chosen):
-            chosen[name] = np.where(done, better[name], chosen[name])
+            part = chosen[name][spare:-spare, spare:-spare]
+            np.copyto(part, better[name], where=done)
+        done = np.pad(done, spare)
         valid = ~flags.invalid(chosen["flag"])
         flag = chosen["flag"] & ~np.uint16(flags.NOT_REFINED)
         chosen["flag"] = flag | np.where(valid & ~done, flags.NOT_REFINED, 0).astype(np.uint16)
