@@ -90,6 +90,18 @@ def explain(value: int) -> list[str]:
     return [text for bit, text in MEANINGS.items() if int(value) & bit]
 
 
+def tally(flag: Any) -> dict[str, int]:
+    """How often each reason is set in an array of flags, in plain words, most frequent first.
+
+    Examples
+    --------
+    >>> tally(np.array([0, RIM, LOW_CORRELATION, LOW_CORRELATION | RIM, LOW_CORRELATION], np.uint16))
+    {'low correlation': 3, 'peak on rim of search window': 2}
+    """
+    counts = {text.replace("_", " "): int(np.count_nonzero(flag & np.uint16(bit))) for bit, text in MEANINGS.items()}
+    return {text: n for text, n in sorted(counts.items(), key=lambda item: -item[1]) if n}
+
+
 def invalid(flag: Any) -> Any:
     """True where the flag says that the value is not valid: any bit that is not a warning, unless it was filled.
 

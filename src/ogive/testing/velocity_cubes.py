@@ -99,13 +99,16 @@ def decimal_year(dates: NDArray[np.datetime64]) -> Float:
     return years
 
 
-def velocity_cube(name: str) -> tuple[xr.Dataset, VelocityTruth]:
+def velocity_cube(name: str, *, shared: float = 0.0) -> tuple[xr.Dataset, VelocityTruth]:
     """A synthetic velocity Dataset (as `ogive.open_velocity` returns it, in memory) and its truth.
 
     Parameters
     ----------
     name : str
         One of `CUBES`.
+    shared : float
+        Share of the nominal variance of a pair (1 m Sentinel-2, 2.5 m Landsat) that comes with the positions of its
+        two images, 0 to 1: all pairs of an image then share its error. Motion, outliers and gaps stay the same.
 
     Returns
     -------
@@ -122,15 +125,15 @@ def velocity_cube(name: str) -> tuple[xr.Dataset, VelocityTruth]:
     """
     spec = CUBES[name]
     rng = np.random.default_rng(spec.seed)
-    d1, d2, dt, sensor = _draw_pairs(spec, rng)
+    d1, d2, *_ = pairs = _draw_pairs(spec, rng)
     t1, t2 = decimal_year(d1), decimal_year(d2)
     fraction = np.linspace(0, 1, spec.size)
     g = 0.5 * fraction[:, None] + 0.5 * fraction[None, :]
     speed = spec.slowest + (spec.fastest - spec.slowest) * g
     truth = VelocityTruth(t1.min(), t2.max(), speed, np.deg2rad(30 + 40 * g), 0.30 + 0.05 * g, spec.season, spec.surge)
     vx, vy = truth._mean(t1, t2)
-    vx, vy, outlier, error = _spoil(spec, rng, (vx, vy), dt, sensor)
-    return _dataset(spec, (d1, d2, dt, sensor), (np.round(vx), np.round(vy), outlier, error)), truth
+    vx, vy, outlier, error = _spoil(spec, rng, (vx, vy), pairs, shared)
+    return _dataset(spec, pairs, (np.round(vx), np.round(vy), outlier, error)), truth
 
 
 def _draw_pairs(
@@ -162,22 +165,25 @@ def _spoil(
     spec: VelocityCubeSpec,
     rng: np.random.Generator,
     velocity: tuple[Float, Float],
-    dt: NDArray[np.int64],
-    sensor: NDArray[np.int64],
+    pairs: tuple[NDArray[np.datetime64], NDArray[np.datetime64], NDArray[np.int64], NDArray[np.int64]],
+    shared: float,
 ) -> tuple[Float, Float, NDArray[np.bool_], NDArray[np.float32]]:
     """Add noise, outliers and missing values; also the given errors, themselves only known to 15 %."""
+    _, _, dt, sensor = pairs
     n, size = len(dt), spec.size
     shape = (n, size, size)
     base = np.where(sensor == 0, 1.0, 2.5) * np.exp(0.35 * rng.standard_normal(n))
     sigma = np.hypot(base, 0.15 * dt / 30)
     to_year = 365.0 / dt
     spoilt = []
-    for component in velocity:
+    own = np.sqrt(np.maximum(sigma**2 - shared * np.where(sensor == 0, 1.0, 2.5) ** 2, 0.05 * sigma**2))
+    for component, position in zip(velocity, _image_errors(spec, pairs, shared), strict=True):
         z = rng.standard_normal(shape)
         z = 0.7 * z + 2.1 * uniform_filter(z, (0, 3, 3))
         z /= z.std()
         common = 0.3 * base[:, None, None] * rng.standard_normal((n, 1, 1))
-        spoilt.append(component + (z * sigma[:, None, None] + common) * to_year[:, None, None])
+        noise = z * own[:, None, None] + position if shared else z * sigma[:, None, None] + common
+        spoilt.append(component + noise * to_year[:, None, None])
     probability = spec.outliers * (0.5 + 0.5 * dt / dt.mean())
     outlier = rng.random(shape) < probability[:, None, None]
     anywhere = rng.random(shape) < 0.5
@@ -189,6 +195,24 @@ def _spoil(
     vx[missing] = vy[missing] = np.nan
     error = np.round((sigma * to_year * np.exp(0.15 * rng.standard_normal(n))).astype(np.float32), 1)
     return vx, vy, outlier & ~missing, error
+
+
+def _image_errors(
+    spec: VelocityCubeSpec,
+    pairs: tuple[NDArray[np.datetime64], NDArray[np.datetime64], NDArray[np.int64], NDArray[np.int64]],
+    shared: float,
+) -> tuple[Float, Float]:
+    """Position error of image 2 less that of image 1 [m], x and y; from draws of their own."""
+    d1, d2, dt, sensor = pairs
+    _, image = np.unique(
+        np.stack([np.append(d1, d2).astype(np.int64), np.tile(sensor, 2)]), axis=1, return_inverse=True
+    )
+    rng = np.random.default_rng([spec.seed, 1])
+    sigma = np.zeros(image.max() + 1)
+    sigma[image] = np.sqrt(shared / 2) * np.tile(np.where(sensor == 0, 1.0, 2.5), 2)
+    x, y = rng.standard_normal((2, len(sigma), spec.size, spec.size)) * sigma[:, None, None]
+    one, two = image[: len(dt)], image[len(dt) :]
+    return x[two] - x[one], y[two] - y[one]
 
 
 def _dataset(
