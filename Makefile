@@ -12,10 +12,10 @@ OGIVE_DATA ?= ../shared/data
 $(VENV)/.installed: pyproject.toml
 ifneq ($(UV),)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[test,docs]"
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[test,docs,interop]"
 else
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs,interop]"
 endif
 	touch $@
 

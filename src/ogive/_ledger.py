@@ -24,6 +24,9 @@ from .grid import SCHEMA_VERSION
 
 log = logging.getLogger("ogive")
 
+_MARKS = {"schema_version", "kind"}
+"""Global attributes that every ogive store has, and no other."""
+
 
 def status(path: str | Path) -> dict[str, int]:
     """How far a store is: `blocks`, `done`, `failed`.
@@ -133,11 +136,8 @@ def _check(path: Path, array: zarr.Array[Any], cell: tuple[str, ...], region: An
 
 def attributes_of(path: Path) -> dict[str, Any]:
     """Global attributes of an ogive store, after checking that it is one and not of a newer schema."""
-    try:
-        attrs = dict(zarr.open_group(str(path), mode="r", use_consolidated=False).attrs)
-    except (OSError, ValueError, KeyError, zarr.errors.NodeNotFoundError):
-        attrs = {}
-    if "schema_version" not in attrs or "kind" not in attrs:
+    attrs = _attributes(path)
+    if not attrs.keys() >= _MARKS:
         raise StoreError(
             str(path), rule="is not an ogive store" if path.exists() else "does not exist",
             fix="choose another path; ogive never touches what it did not write",
@@ -148,6 +148,18 @@ def attributes_of(path: Path) -> dict[str, Any]:
             value=attrs["schema_version"], fix="update ogive",
         )  # fmt: skip
     return attrs
+
+
+def is_store(path: Path) -> bool:
+    """Whether an ogive store lies there, of any schema."""
+    return _attributes(path).keys() >= _MARKS
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    try:
+        return dict(zarr.open_group(str(path), mode="r", use_consolidated=False).attrs)
+    except (OSError, ValueError, KeyError, zarr.errors.NodeNotFoundError):
+        return {}
 
 
 def read_plan(path: Path) -> dict[str, Any]:

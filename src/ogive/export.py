@@ -1,4 +1,4 @@
-"""Copies for other tools: GeoTIFF, netCDF, point tables, the ITS_LIVE datacube layout.
+"""Copies for other tools: GeoTIFF, netCDF, point tables, the ITS_LIVE datacube layout, cubes for TICOI.
 
 Every writer writes under a temporary name beside the target and renames at the end, so a failed or interrupted
 export leaves nothing that looks finished, and what was there before stays until the new file is complete. Cubes pass
@@ -21,7 +21,7 @@ import rasterio
 import xarray as xr
 from numpy.typing import NDArray
 
-from . import _itslive, flags, grid
+from . import _itslive, _ticoi_layout, flags, grid
 from .errors import ParameterError, StoreError
 
 _EPOCH = "days since 1970-01-01"
@@ -239,9 +239,7 @@ def to_netcdf(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     GridError
         The dataset has no coordinate system.
     """
-    absent = [name for name in ("h5netcdf", "h5py") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise StoreError("netCDF", rule=f"needs {', '.join(absent)}", fix="pip install 'ogive[netcdf]'")
+    _assert_netcdf()
     geobox = grid.geobox_of(dataset)
     out = dataset.drop_vars("spatial_ref", errors="ignore").drop_encoding()
     out = out.assign_coords({"mapping": grid.mapping(geobox), **grid.coordinates(geobox)})
@@ -295,14 +293,68 @@ def to_itslive(velocity: xr.Dataset, path: str | Path, *, author: str = "ogive",
         No pairs, a missing variable, or a sensor code that does not fit.
     """
     out, encoding = _itslive.layout(velocity, author)
-    cubes = out[[n for n in out.data_vars if out[n].ndim == 3]].drop_vars(["mid_date", "y", "x"])
     with replacing(path, overwrite=overwrite) as part:
-        out.to_zarr(part, mode="w", zarr_format=2, consolidated=True, encoding=encoding, compute=False)
-        # Block after block, because one graph over all of them holds every pair of the whole map at once. Computed
-        # before it is written, so that no thread still writes into a store that a failure removes.
-        for block in _spans(cubes["vx"]):
-            cubes.isel(block).compute().to_zarr(part, region=block, zarr_format=2, consolidated=True)
+        _write_zarr(out, encoding, part)
     return Path(path)
+
+
+def to_ticoi(dataset: xr.Dataset, path: str | Path, *, author: str = "ogive", overwrite: bool = False) -> Path:
+    """Write a velocity or a series so that the generic loader of TICOI opens it: netCDF (`.nc`) or Zarr (`.zarr`).
+
+    Dimensions (mid_date, y, x): `vx`, `vy` float32 [meter/year], `date1`, `date2`, `errorx`, `errory`, `sensor` (`S2A`,
+    `L8`), `source`; attribute `proj4`. That loader deletes values with a component of exactly 0; such components are
+    written as 0.001 m/yr. A series is given as its windows: `date1` and `date2` are their edges.
+
+    Parameters
+    ----------
+    dataset : xr.Dataset
+        velocity or series.
+    path : path
+        Target; the suffix decides.
+    author : str
+        Global attribute. The names of some authors make TICOI choose another loader.
+    overwrite : bool
+        Replace an existing file or store.
+
+    Raises
+    ------
+    ParameterError
+        Another suffix, no pairs, or a missing variable.
+    StoreError
+        The target exists, its folder does not, or netCDF cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".nc", ".zarr"):
+        raise ParameterError("path", rule="must end in .nc or .zarr", value=str(path))
+    out, encoding = _ticoi_layout.layout(dataset, author)
+    if suffix == ".nc":
+        _assert_netcdf()
+        for name, code in encoding.items():
+            chunks = code.pop("chunks", None)
+            if out[name].ndim == 3:
+                code |= {"chunksizes": chunks, "zlib": True, "complevel": 4, "shuffle": True}
+    with replacing(path, overwrite=overwrite) as part:
+        if suffix == ".zarr":
+            _write_zarr(out, encoding, part)
+        else:
+            out.to_netcdf(part, engine="h5netcdf", format="NETCDF4", encoding=encoding)
+    return Path(path)
+
+
+def _write_zarr(out: xr.Dataset, encoding: dict[str, dict[str, Any]], part: Path) -> None:
+    """A Zarr version 2 store, block after block of `vx`."""
+    cubes = out[[n for n in out.data_vars if out[n].ndim == 3]].drop_vars(["mid_date", "y", "x"])
+    out.to_zarr(part, mode="w", zarr_format=2, consolidated=True, encoding=encoding, compute=False)
+    # Block after block, because one graph over all of them holds every pair of the whole map at once. Computed
+    # before it is written, so that no thread still writes into a store that a failure removes.
+    for block in _spans(cubes["vx"]):
+        cubes.isel(block).compute().to_zarr(part, region=block, zarr_format=2, consolidated=True)
+
+
+def _assert_netcdf() -> None:
+    absent = [name for name in ("h5netcdf", "h5py") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise StoreError("netCDF", rule=f"needs {', '.join(absent)}", fix="pip install 'ogive[netcdf]'")
 
 
 def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:

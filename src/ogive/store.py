@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,7 +34,8 @@ from dask.local import get_sync
 from zarr.codecs import ZstdCodec
 
 from . import flags, options
-from ._ledger import attributes_of, folder, ledger, put, read_plan, status, verify
+from ._foreign import open_foreign
+from ._ledger import attributes_of, folder, is_store, ledger, put, read_plan, status, verify
 from .errors import ParameterError, StoreError
 from .grid import SCHEMA_VERSION
 
@@ -79,6 +80,7 @@ def write(
     """
     path = Path(path).absolute()  # workers may run in another folder
     ds = ds.assign_coords({n: c.compute() for n, c in ds.coords.items() if c.chunks is not None})
+    ds = ds.assign({n: v.compute() for n, v in ds.data_vars.items() if v.chunks is not None and v.dtype == object})
     grid = _BlockGrid(ds)
     plan = {"fingerprint": fingerprint(ds), "dims": grid.dims, "chunks": grid.chunks, "schema_version": SCHEMA_VERSION}
     created = _prepare(ds, path, plan, overwrite)
@@ -99,21 +101,29 @@ def write(
     return path
 
 
-def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
-    """Open a store written by `write`, lazily, one Dask chunk per block.
+def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = False) -> xr.Dataset:
+    """Open velocities lazily: a store written by `write`, or what others made.
+
+    Of others these are understood: ITS_LIVE cubes, version 2 and 2.2 (Zarr, also by URL, or netCDF); ITS_LIVE image
+    pairs, version 1 and 2 (netCDF, one file or a list of files); ITS_LIVE point tables (CSV); cubes in the generic
+    layout of TICOI; and series that TICOI wrote, which come as series. They get the names, units and flags of ogive,
+    and a coordinate `source`; all pairs of some cells are one Dask chunk. Velocities of ITS_LIVE keep the error that
+    the file names `vx_error`, `vy_error`.
 
     Parameters
     ----------
-    path : path
+    path : path, URL or list of paths
     partial : bool
         Open an unfinished store as well; cells that were never computed have the flag NOT_COMPUTED.
 
     Raises
     ------
     StoreError
-        Not an ogive store, a newer schema, or an unfinished store (say `partial=True` if that is wanted).
+        Nothing that is understood, a newer schema, or an unfinished store (say `partial=True` if that is wanted).
     """
-    path = Path(path)
+    if isinstance(path, list | tuple) or not is_store(Path(str(path))):
+        return open_foreign(path)
+    path = Path(str(path))
     attrs = attributes_of(path)
     count = status(path)
     if count["done"] < count["blocks"] and not partial:
@@ -124,7 +134,7 @@ def open_velocity(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     ds: xr.Dataset = xr.open_zarr(path, consolidated=False, decode_timedelta=False, mask_and_scale=True, chunks=None)
     plan = read_plan(path)
     ds = ds.chunk({dim: tuple(sizes) for dim, sizes in zip(plan["dims"], plan["chunks"], strict=True)})
-    coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds")]
+    coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds", "image_id1", "image_id2")]
     ds = ds.set_coords(coords)
     for name in ds.coords:
         ds[name].load()
