@@ -17,7 +17,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -497,3 +497,101 @@ def test_columbia_needs_a_logarithmic_scale_and_a_turned_north_arrow() -> None:
     assert east == pytest.approx(0.98, abs=0.01)
     assert north < 0
     assert "EPSG:3413" in texts(figure)
+
+
+def stakes_table(**change: list[float]) -> pd.DataFrame:
+    """As `validate.stakes` returns it: three measurements at A, one at B, one off the grid."""
+    days = pd.to_datetime(["2020-01-11", "2020-02-20", "2020-04-10", "2020-01-11", "2020-01-11"])
+    columns = {
+        "name": ["A", "A", "A", "B", "far"],
+        "x": [500_000.0, 500_010.0, 500_020.0, 503_000.0, 0.0],
+        "y": [5_000_000.0] * 4 + [0.0],
+        "t1": days,
+        "t2": days + pd.Timedelta("30D"),
+        "measured": [50.0, 62.0, 75.0, 400.0, 10.0],
+        "measured_error": [1.0, 2.0, np.nan, 4.0, 1.0],
+        "modelled": [51.0, 60.0, 90.0, np.nan, np.nan],
+        "modelled_error": [3.0, 1.0, 2.0, np.nan, np.nan],
+        "reason": ["", "", "", "gap in time", "off the grid"],
+    }
+    table = pd.DataFrame(columns | change)
+    table["difference"] = table["modelled"] - table["measured"]
+    table["sigma"] = np.hypot(table["modelled_error"], table["measured_error"].fillna(0))
+    return table
+
+
+def test_stakes_scatter_shows_points_bars_and_scores() -> None:
+    figure = view.stakes_scatter(stakes_table())
+    ax, honesty = figure.axes
+    dots = {str(ln.get_label()): np.asarray(ln.get_xydata()).tolist() for ln in ax.lines if ln.get_marker() == "o"}
+    assert dots == {"inside 95 % (2)": [[50, 51], [62, 60]], "outside 95 % (1)": [[75, 90]]}
+    colours = {to_rgba(ln.get_color()) for ln in ax.lines if ln.get_marker() == "o"}
+    assert len(colours) == 2
+    (inside, outside) = ax.containers
+    assert np.allclose([s[:, 0] for s in inside.lines[2][0].get_segments()], [[50 - 1.96, 50 + 1.96], [58.08, 65.92]])
+    assert np.allclose([s[:, 1] for s in outside.lines[2][1].get_segments()], [[90 - 3.92, 90 + 3.92]])
+    assert ax.get_xlim() == ax.get_ylim()
+    low, high = ax.get_xlim()
+    assert low < 50 - 1.96
+    assert high > 93.92
+    shown = texts(figure)
+    for text in (
+        "n = 3",
+        "bias +4.67 m/yr",
+        "RMSE 8.76 m/yr",
+        "NMAD 4.45 m/yr",
+        "3 measurements, 2 without a velocity",
+    ):
+        assert text in shown
+    assert "67 % within 1 sigma, 67 % within 1.96 sigma" in shown
+    heights = [p.get_height() for p in honesty.patches if isinstance(p, Rectangle) and p.get_x() > -5]
+    assert sum(h for h in heights if h >= 1) >= 3
+
+
+def test_stakes_scatter_without_errors_or_differences() -> None:
+    table = stakes_table()
+    figure = view.stakes_scatter(table.assign(sigma=np.nan), title="Stakes")
+    (ax,) = figure.axes
+    assert "error not known (3)" in texts(figure)
+    assert "Stakes" in texts(figure)
+    assert ax.get_xlabel() == "Measured speed (m/yr)"
+    with pytest.raises(ParameterError, match="at least one difference"):
+        view.stakes_scatter(table[3:])
+
+
+def test_stakes_series_draws_both_speeds_over_their_intervals() -> None:
+    data = series_of([50, 55, 60, 65, 70], [0, 0, 0, 0, flags.GAP])
+    table = stakes_table()
+    figure = view.stakes_series(data, table)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["A", "B"]
+    ax = figure.axes[0]
+    bars = {str(c.get_label()): np.array(c.get_segments()) for c in ax.collections if isinstance(c, LineCollection)}
+    for kind in ("modelled", "measured"):
+        (segments,) = [s for label, s in bars.items() if label.startswith(kind)]
+        assert np.allclose(segments[:, :, 0], style.day_number(table[["t1", "t2"]][:3].to_numpy("datetime64[ns]")))
+        assert np.allclose(segments[:, :, 1], table[[kind, kind]][:3])
+    boxes = [p.get_extents() for c in ax.collections if isinstance(c, PatchCollection) for p in c.get_paths()]
+    assert np.allclose(sorted(b.height for b in boxes), np.sort(3.92 * np.array([0, 1, 1, 2, 2, 3])))
+    low, high = ax.get_ylim()
+    assert high > 90 + 1.96 * 2
+    assert low == 0  # half of the speed is no reason to cut the axis
+    assert figure.axes[1].get_ylim()[1] > 400 + 1.96 * 4
+    legend = {t.get_text() for t in figure.legends[0].get_texts()}
+    assert {"series", "measured, 95 % box", "no valid speed"} <= legend
+    (one,) = view.stakes_series(data, table, names=["B"]).axes
+    assert one.get_title(loc="left") == "B"
+    for names in (["far"], ["A", "C"], []):
+        with pytest.raises(ParameterError, match="lie on the grid"):
+            view.stakes_series(data, table, names=names)
+    many = pd.concat([table[:1].assign(name=f"stake {k}") for k in range(21)])
+    with pytest.raises(ParameterError, match="1 to 20"):
+        view.stakes_series(data, many)
+
+
+def test_stakes_figures_are_saved(tmp_path: Path) -> None:
+    view.stakes_scatter(stakes_table(), path=tmp_path / "a.png")
+    view.stakes_series(series_of([50, 55, 60], [0, 0, 0]), stakes_table(), path=tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        picture = matplotlib.image.imread(tmp_path / name)
+        assert min(picture.shape[:2]) > 600
+        assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 100

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .maps import difference_map, flag_map, speed_map
     from .series import pair_network, plot_series, speed_profile
+    from .validation import stakes_scatter, stakes_series
 
-__all__ = ["difference_map", "flag_map", "pair_network", "plot_series", "speed_map", "speed_profile"]
+__all__ = [
+    "difference_map", "flag_map", "pair_network", "plot_series", "speed_map", "speed_profile", "stakes_scatter",
+    "stakes_series",
+]  # fmt: skip
 
 _HOME = dict.fromkeys(("difference_map", "flag_map", "speed_map"), "maps")
 _HOME |= dict.fromkeys(("pair_network", "plot_series", "speed_profile"), "series")
+_HOME |= dict.fromkeys(("stakes_scatter", "stakes_series"), "validation")
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def plot_series(
         Known speed [meter/year]: `vx`, `vy` (time, y, x) on the same coordinates, or Series with dates as index.
     stakes : DataFrame, optional
         Measured on the ground: columns `name` (as in `points`), `t1`, `t2`, `v` or `vx`, `vy` and, if known,
-        `v_error` [meter/year]; the table of `validate.stakes` with names.
+        `v_error` [meter/year]; for a table of `validate.stakes` use `stakes_series`.
     path : path, optional
         Save the figure there.
 

@@ -1,0 +1,12 @@
+"""Validation: numbers that say how good a velocity is, against still ground, truth, stakes, GPS, pairs left out.
+
+Small functions; reports and notebooks put them together. Components are compared wherever both sides have them: the
+speed of a noisy vector is biased high.
+"""
+
+from ._gps import gps
+from ._hold_out import pairs_hold_out
+from ._scores import against_truth, nmad, static_ground
+from ._stakes import stakes, summary
+
+__all__ = ["against_truth", "gps", "nmad", "pairs_hold_out", "stakes", "static_ground", "summary"]
