@@ -6,11 +6,13 @@ search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from . import cluster, correct, export, filters, masks, validate, view
+from . import cluster, correct, diagnose, export, filters, masks, validate, view
 from .cube import open_cube
+from .diagnose import why
 from .errors import OgiveError
 from .explain import explain
-from .invert import invert
+from .fuse import fuse
+from .invert import Screening, invert, season
 from .kernels import NCC
 from .local import local_items
 from .pairs import PairRules, make_pairs
@@ -27,12 +29,15 @@ __all__ = [
     "NCC",
     "OgiveError",
     "PairRules",
+    "Screening",
     "__version__",
     "cluster",
     "correct",
+    "diagnose",
     "explain",
     "export",
     "filters",
+    "fuse",
     "invert",
     "local_items",
     "make_pairs",
@@ -41,10 +46,12 @@ __all__ = [
     "open_velocity",
     "scene_table",
     "search",
+    "season",
     "status",
     "track",
     "validate",
     "verify",
     "view",
+    "why",
     "write",
 ]
