@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 OGIVE_DATA ?= ../shared/data
 
-.PHONY: demo yahtse test check docs fix clean wheel-test bench
+.PHONY: demo yahtse test check docs fix clean wheel-test bench bench-series
 
 $(VENV)/.installed: pyproject.toml
 ifneq ($(UV),)
@@ -46,6 +46,10 @@ else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 endif
 	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/tracking.py --check benchmarks/baseline.json
+
+bench-series: $(VENV)/.installed  ## the inversion beside TICOI, and a whole ITS_LIVE cube; four minutes
+	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/inversion.py
+	OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/real_series.py
 
 docs: $(VENV)/.installed  ## the documentation as a site, under site/
 	$(BIN)/mkdocs build --strict

@@ -18,8 +18,8 @@ PEERS = {"cv2": "OpenCV", "skimage": "scikit-image", "openpiv": "OpenPIV"}
 RATIO = "x OpenCV"
 
 
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / "tracking.py"), *map(str, arguments)]
+def run(*arguments: Any, program: str = "tracking.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / program), *map(str, arguments)]
     environment = {**os.environ, "NUMBA_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
 
@@ -94,3 +94,16 @@ def test_quick_and_full_runs_are_not_compared(tmp_path) -> None:
     done = run("--read", file, "--check", BASELINE)
     assert done.returncode == 1
     assert "cannot be compared" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_inversion_is_right_where_no_clock_is_read(tmp_path) -> None:
+    file = tmp_path / "figures.json"
+    done = run("--quick", "--json", file, program="inversion.py")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row["figures"] for table in json.loads(file.read_text())["tables"] for row in table["rows"]}
+    for name in ("adaptive", "ticoi"):
+        assert any(row.endswith(f": {name}") for row in rows)
+    own = [figures for row, figures in rows.items() if row.endswith(": adaptive") and "RMSE" in figures]
+    assert len(own) >= 2
+    assert all(0.9 < figures["within 1.96 s"] < 0.99 and figures["valid"] > 0.99 for figures in own)
