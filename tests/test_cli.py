@@ -23,6 +23,7 @@ from ogive.run import RunConfig, template
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
 from ogive.testing.stores import contents
+from ogive.testing.velocity_cubes import velocity_cube
 
 SCRIPT = Path(sys.executable).with_name("ogive")
 SPEC = WorldSpec(
@@ -258,6 +259,19 @@ def test_invert(finished: Path, tmp_path: Path) -> None:
     ours, runs = (store.open_velocity(p) for p in (out, finished / "series.zarr"))
     assert np.isfinite(ours["vx"]).any()
     np.testing.assert_array_equal(ours["vx"].values, runs["vx"].values)
+
+
+def test_every_method_has_windows_of_its_own(tmp_path: Path) -> None:
+    """A store that is no run of ours, so without provenance of one."""
+    cube, _ = velocity_cube("slow")
+    pairs, out = tmp_path / "pairs.zarr", tmp_path / "years.zarr"
+    cube = cube.drop_vars(["outlier", "satellite_img1", "satellite_img2"]).isel(y=slice(0, 2), x=slice(0, 2))
+    store.write(cube.chunk(y=1), pairs, progress=False)
+    invoke("invert", pairs, "-o", out, "--method", "annual")
+    years = store.open_velocity(out)
+    assert years.attrs["method"] == "annual"
+    assert np.isfinite(years["vx"]).all("x").all("y").sum() >= 2
+    assert np.isfinite(years["v_amp"]).all()
 
 
 def read_tif(path: Path, values: xr.DataArray) -> None:

@@ -165,8 +165,8 @@ def verify(
 def invert(
     path: StorePath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Series store to write.")],
-    every: Annotated[str, typer.Option(help="Window of the series, a pandas offset.")] = "30D",
-    method: Annotated[str, typer.Option(help="Estimator.")] = "adaptive",
+    every: Annotated[str | None, typer.Option(help="Window, a pandas offset; default: that of the method.")] = None,
+    method: Annotated[str, typer.Option(help="adaptive, annual or ticoi.")] = "adaptive",
 ) -> None:
     """Invert a velocity store as it is (uncorrected) to a regular time series; a run file also corrects and filters."""
     from . import store

@@ -76,8 +76,8 @@ class StableSection(_Section):
 class InvertSection(_Section):
     """The time series; leave the section out for a single pair."""
 
-    method: str = Field("adaptive", description="estimator")
-    every: str = Field("30D", description="window of the regular series")
+    method: str = Field("adaptive", description="adaptive, annual or ticoi")
+    every: str | None = Field(None, description="window as a pandas offset; default: that of the method")
 
 
 class RunConfig(_Section):
