@@ -78,6 +78,15 @@ class Case:
         vx, vy = self.truth.velocity(_dates(edges[:, 0]), _dates(edges[:, 1]))
         return np.stack([vx.reshape(len(edges), -1), vy.reshape(len(edges), -1)])[..., pixels]
 
+    def amplitude(self) -> NDArray[np.float64]:
+        """Amplitude of the sinusoid that fits the true speed best, beside a line, over the data [m/yr], (pixels,)."""
+        o = self.observations
+        days = np.arange(np.floor(o.t1.min()), np.ceil(o.t2.max()))
+        speed = np.hypot(*self.true(np.stack([days, days + 1], 1), slice(None)))
+        turn = 2 * np.pi * days / 365.25
+        model = np.stack([np.cos(turn), np.sin(turn), np.ones(days.size), days - days.mean()], 1)
+        return np.asarray(np.hypot(*np.linalg.lstsq(model, speed)[0][:2]))
+
 
 def case(name: str, shared: float = 0.0) -> Case:
     """One of the synthetic cubes; `shared`: part of the variance that all pairs of an image share."""
