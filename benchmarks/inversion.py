@@ -5,8 +5,6 @@ Nine synthetic cubes whose truth is exact (`ogive.testing.velocity_cube`), every
 about a tenth, absolute speeds are those of the machine. A row with a target says whether it is met.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -242,29 +240,5 @@ def notes(quick: bool) -> Iterator[str]:
         yield f"Real pairs are left out: {'a quick run' if quick else 'no data folder (OGIVE_DATA)'}."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or read an earlier run; print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two cubes, no peer, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="print this file instead of measuring")
-    given = parser.parse_args(arguments)
-    if given.read:
-        run = json.loads(given.read.read_text())
-        for table in report.from_json(run):
-            print(report.printed(table))
-    else:
-        done = []
-        for table in tables(given.quick):
-            print(report.printed(table), flush=True)
-            done.append(table)
-        run = report.as_json(done, given.quick, list(notes(given.quick)))
-    print(report.totals(report.from_json(run)))
-    print("", *run["notes"], ", ".join(f"{k} {v}" for k, v in run["machine"].items()), sep="\n")
-    if given.json:
-        given.json.write_text(json.dumps(run, indent=1) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.program(__doc__, tables, notes, None))

@@ -1,10 +1,12 @@
-"""Rows, targets, tables, JSON, and the comparison with an earlier run."""
+"""Rows, targets, tables, JSON, the comparison with an earlier run, and the command line of a benchmark."""
 
+import argparse
+import json
 import math
 import platform
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 from llvmlite import binding
 
 RATIO = "x OpenCV"
-"""The figure that an earlier run is compared by: speed as a multiple of OpenCV's, from one process."""
+RATIOS = {"Speed": {RATIO: "OpenCV"}, "Beside TICOI": {"adaptive x": "TICOI", "ticoi x": "TICOI"}}
+"""The figures that an earlier run is compared by, by table: speeds as multiples of a peer's, from one process. Tables
+whose repeats are spread over time; others tell less sure."""
 DROP = 0.2
 """A ratio that is lower by this share fails."""
 FORMATS = {
@@ -22,7 +26,7 @@ FORMATS = {
     "error": ".4f", "RMSE": ".4f", "NMAD": ".4f", "bias": ".4f", "bias y": "+.4f", "bias x": "+.4f", "z": ".2f",
 }  # fmt: skip
 """How figures are printed; all others are shares."""
-LIBRARIES = ("ogive", "numpy", "scipy", "numba", "opencv-python-headless", "scikit-image", "openpiv")
+LIBRARIES = ("ogive", "numpy", "scipy", "numba", "opencv-python-headless", "scikit-image", "openpiv", "ticoi")
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,56 @@ def fallen(run: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[str]
         yield "a quick run and a full one have other image sizes, so their ratios cannot be compared"
         return
     now = _ratios(run)
-    for name, before in _ratios(baseline).items():
-        if name not in now:
+    for key, before in _ratios(baseline).items():
+        name, peer = key
+        if key not in now:
             yield f"{name}: not measured"
-        elif now[name] < (1 - DROP) * before:
-            yield f"{name}: {now[name]:.1f} times OpenCV, {before:.1f} in the baseline"
+        elif now[key] < (1 - DROP) * before:
+            yield f"{name}: {now[key]:.1f} times {peer}, {before:.1f} in the baseline"
 
 
-def _ratios(run: Mapping[str, Any]) -> dict[str, float]:
-    """The ratios of table "Speed", whose repeats are spread over time; others tell less sure."""
-    rows = next(table.rows for table in from_json(run) if table.title == "Speed")
-    return {row.name: row.figures[RATIO] for row in rows if RATIO in row.figures}
+def _ratios(run: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Ratio by row (and figure, where a row has several) and peer."""
+    return {
+        (row.name if len(peers) == 1 else f"{row.name}, {figure[:-2]}", peer): row.figures[figure]
+        for table in from_json(run)
+        if (peers := RATIOS.get(table.title))
+        for row in table.rows
+        for figure, peer in peers.items()
+        if figure in row.figures
+    }
+
+
+def program(
+    about: str, tables: Callable[[bool], Iterator[Table]], notes: Callable[[bool], Iterator[str]],
+    arguments: Sequence[str] | None,
+) -> int:  # fmt: skip
+    """Measure, or read an earlier run; print, keep, compare. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="little data, few cases, under 40 s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="fail if a ratio is 20 %% below that of this file")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="print this file instead of measuring")
+    given = parser.parse_args(arguments)
+    if given.read:
+        run = json.loads(given.read.read_text())
+        for table in from_json(run):
+            print(printed(table))
+    else:
+        done = []
+        for table in tables(given.quick):
+            print(printed(table), flush=True)
+            done.append(table)
+        run = as_json(done, given.quick, list(notes(given.quick)))
+    print(totals(from_json(run)))
+    print("", *run["notes"], ", ".join(f"{k} {v}" for k, v in run["machine"].items()), sep="\n")
+    if given.json:
+        given.json.write_text(json.dumps(run, indent=1) + "\n")
+    if not given.check:
+        return 0
+    baseline = json.loads(given.check.read_text())
+    failed = list(fallen(run, baseline))
+    if run["machine"]["processor"] != baseline["machine"]["processor"]:
+        print(f"The baseline is from another processor, {baseline['machine']['processor']}.")
+    print("\n".join(["Slower than the baseline:", *failed]) if failed else "No ratio is 20 % below the baseline.")
+    return int(bool(failed))

@@ -6,12 +6,9 @@ absolute speeds are those of the machine. Truth is exact (`ogive.testing.truth_p
 it is met; only the ratios of an earlier run (`--check`) decide on the exit status.
 """
 
-import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import accuracy
 import cases
@@ -52,37 +49,5 @@ def notes(quick: bool) -> Iterator[str]:
         yield f"Not installed (extra bench): {', '.join(absent)}."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or read an earlier run; print, keep, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small images, few cases, under 40 s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="fail if a ratio is 20 %% below that of this file")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="print this file instead of measuring")
-    given = parser.parse_args(arguments)
-    if given.read:
-        run = json.loads(given.read.read_text())
-        for table in report.from_json(run):
-            print(report.printed(table))
-    else:
-        done = []
-        for table in tables(given.quick):
-            print(report.printed(table), flush=True)
-            done.append(table)
-        run = report.as_json(done, given.quick, list(notes(given.quick)))
-    print(report.totals(report.from_json(run)))
-    print("", *run["notes"], ", ".join(f"{k} {v}" for k, v in run["machine"].items()), sep="\n")
-    if given.json:
-        given.json.write_text(json.dumps(run, indent=1) + "\n")
-    if not given.check:
-        return 0
-    baseline = json.loads(given.check.read_text())
-    failed = list(report.fallen(run, baseline))
-    if run["machine"]["processor"] != baseline["machine"]["processor"]:
-        print(f"The baseline is from another processor, {baseline['machine']['processor']}.")
-    print("\n".join(["Slower than the baseline:", *failed]) if failed else "No ratio is 20 % below the baseline.")
-    return int(bool(failed))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.program(__doc__, tables, notes, None))
