@@ -12,15 +12,13 @@ fill value (NaN; `flag` reads NOT_COMPUTED), and empty blocks are written too: "
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from dask.local import get_sync
 from zarr.codecs import ZstdCodec
 
 from . import flags, options
+from ._execute import Task, execute
 from ._foreign import open_foreign
 from ._ledger import attributes_of, folder, is_store, ledger, put, read_plan, status, verify
 from .errors import ParameterError, StoreError
@@ -91,8 +90,9 @@ def write(
     failures: list[dict[str, Any]] = []
     settings = asdict(options.current())
     with _bar(path.name, grid.count, grid.count - len(todo), progress) as advance:
-        # Blocks are handed out as others finish, so that a large job never sits in memory as a whole.
-        for row in _run(_tasks(ds, grid, todo), str(path), settings, client, workers):
+        body = partial(run_block, path=str(path), settings=settings)
+        for key, result in execute(body, _tasks(ds, grid, todo), client=client, workers=workers):
+            row = result if isinstance(result, dict) else _died(key, result, path)
             advance()
             if row["status"] != "done":
                 failures.append(row)
@@ -237,10 +237,8 @@ class _BlockGrid:
         }
 
 
-def _tasks(
-    ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]
-) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """One task per block: its key, its graph, and where each variable goes."""
+def _tasks(ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]) -> Iterator[Task]:
+    """One task per block: its key; the key again, its graph, and where each variable goes."""
     starts = [np.concatenate([[0], np.cumsum(c)]).tolist() for c in grid.chunks]
     # Culled but not optimised: `dask.optimize` would give each variable a copy of what they share, the matching.
     graph = HighLevelGraph.merge(*(variable.data.dask for variable in grid.lazy.values()))
@@ -248,7 +246,8 @@ def _tasks(
         keys = grid.keys(index)
         spans = {d: (s[i], s[i + 1]) for d, s, i in zip(grid.dims, starts, index, strict=True)}
         where = {name: [spans[str(d)] for d in ds[name].dims] for name in keys}
-        yield grid.key(index), cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys)), where
+        blob = cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys))
+        yield grid.key(index), (grid.key(index), blob, where)
 
 
 def run_block(key: str, blob: bytes, where: dict[str, Any], path: str, settings: dict[str, float]) -> dict[str, Any]:
@@ -287,58 +286,10 @@ def _assert_whole(array: zarr.Array[Any], region: tuple[slice, ...], name: str) 
             )
 
 
-def _run(
-    tasks: Iterator[Any], path: str, settings: dict[str, float], client: Any, workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """Hand out tasks to a cluster or to threads, a few more than can run at once, and yield their rows."""
-    if client is not None:
-        import distributed
-
-        ahead = 2 * max(1, sum(client.nthreads().values()))
-        # A name of its own for each run: the scheduler would answer a known one with the row of the run before.
-        run = uuid.uuid4().hex
-        completed: Any = distributed.as_completed()  # type: ignore[no-untyped-call]
-        running = 0
-        for key, blob, where in tasks:
-            completed.add(
-                client.submit(run_block, key, blob, where, path, settings, key=f"block-{run}-{key}", retries=2)
-            )
-            running += 1
-            if running >= ahead:
-                yield _row(next(completed), path)
-                running -= 1
-        for future in completed:
-            yield _row(future, path)
-        return
-    threads = workers or os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads)
-    pending: set[Future[dict[str, Any]]] = set()
-    try:
-        for key, blob, where in tasks:
-            pending.add(pool.submit(run_block, key, blob, where, path, settings))
-            if len(pending) > threads:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (f.result() for f in finished)
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (f.result() for f in finished)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _row(future: Any, path: str) -> dict[str, Any]:
-    """The row of a finished task; a block that killed its workers left none, so it is written here."""
-    error = future.exception()
-    if error is None:
-        row: dict[str, Any] = future.result()
-        return row
-    row = {
-        "block": future.key.split("-")[-1],
-        "status": "failed",
-        "error": f"{type(error).__name__}: {error}",
-        "seconds": 0.0,
-    }
-    put(folder(Path(path)) / f"{row['block']}.json", row)
+def _died(key: str, error: Exception, path: Path) -> dict[str, Any]:
+    """The row of a block that killed its workers, and so left none."""
+    row = {"block": key, "status": "failed", "error": f"{type(error).__name__}: {error}", "seconds": 0.0}
+    put(folder(path) / f"{key}.json", row)
     return row
 
 
