@@ -19,6 +19,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from ogive import cli, store
+from ogive._ledger import seal
 from ogive.run import RunConfig, template
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
@@ -222,8 +223,8 @@ def test_status(velocity: Path) -> None:
     assert count["done"] == count["blocks"] > 0
     assert (count["failed"], count["failures"]) == (0, [])
     row = next(velocity.with_name("velocity.zarr.ledger").glob("0.*.json"))
-    row.write_text(
-        json.dumps({"block": row.stem, "status": "failed", "error": "ReadError: no such file", "seconds": 1})
+    row.write_bytes(
+        seal({"block": row.stem, "status": "failed", "error": "ReadError: no such file", "job": "", "span": {}})
     )
     assert told("status", velocity)["failures"][0]["error"] == "ReadError: no such file"
     assert f"block {row.stem}: ReadError" in invoke("status", velocity).stdout
@@ -235,7 +236,7 @@ def test_verify_finds_and_repairs(velocity: Path, finished: Path, run_file: Path
     victim = next(p for p in sorted((velocity / "vx" / "c").rglob("*")) if p.is_file())
     victim.write_bytes(victim.read_bytes()[:-20])
     faults = told("verify", velocity, code=1)
-    assert [(f["variable"], f["problem"]) for f in faults] == [("vx", "unreadable")]
+    assert [(f["variable"], f["problem"]) for f in faults] == [("vx", "checksum")]
     assert len(told("verify", velocity, "--repair")) == 1
     assert told("verify", velocity, code=1)[0]["problem"] == "not done"
     assert told("status", velocity)["done"] == told("status", finished / "velocity.zarr")["done"] - 1
@@ -248,7 +249,7 @@ def test_repaired_matches_are_computed_again(run_file: Path, finished: Path, tmp
     shutil.copytree(finished, folder / "result")
     matches = folder / "result" / "matches.zarr"
     next(p for p in sorted((matches / "corr" / "c").rglob("*")) if p.is_file()).unlink()
-    assert told("verify", matches, "--repair")[0]["problem"] == "missing chunk"
+    assert told("verify", matches, "--repair")[0]["problem"] == "missing"
     invoke("run", folder / "run.yaml", "--json")
     assert contents(matches) == contents(finished / "matches.zarr")
 

@@ -6,7 +6,7 @@ scheduler as a whole.
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -18,7 +18,7 @@ AHEAD = 2
 
 def execute(
     function: Callable[..., Any], tasks: Iterator[Task], *, client: Any = None, workers: int | None = None
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Any]]:
     """Run a function on every task, in any order.
 
     Parameters

@@ -1,31 +1,242 @@
-"""The ledger beside a store: which blocks are done, and whether what lies on disk is what was computed.
+"""The books of a store: what it is to hold, which blocks are done, and the checksum of every object written.
 
-    path.ledger/plan.json    fingerprint, dimensions and chunk sizes of what the store will hold
-    path.ledger/<block>.json one row per block: status, CRC-32 of each variable, seconds; put there by rename
+    <store>.ledger/plan.json       dimensions, blocks, fingerprint, metadata, checksum of every object that is no block
+    <store>.ledger/template.zip    these objects themselves, to mend them without computing anything
+    <store>.ledger/<block>.json    one row per block: status, checksum of each object, seconds, memory; or why it failed
 
-`store.py` writes, this file keeps the books.
+A row is written after all objects of its block, so it says "done" only where everything lies on the disk. Plan and rows
+carry a checksum of themselves: a row that cannot be trusted counts as not there.
 """
 
+import hashlib
+import io
 import json
 import logging
-import os
-import zlib
-from itertools import product
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import zarr
-from numpy.typing import NDArray
-
+from ._storage import Storage, for_all, storage_of
 from .errors import StoreError
 from .grid import SCHEMA_VERSION
 
 log = logging.getLogger("ogive")
 
+PLAN, TEMPLATE, ROOT = "plan.json", "template.zip", "zarr.json"
+_ROW = {"done": {"span", "job", "objects"}, "failed": {"span", "job", "error"}}
+"""What a row holds, by its status."""
 _MARKS = {"schema_version", "kind"}
 """Global attributes that every ogive store has, and no other."""
+STATUS = "status"
+WRITING, COMPLETE = "being written", "complete"
+"""What the global attribute `status` says; `complete` is put there last of all."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store is to hold.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of the job, from `store.fingerprint`.
+    dims : tuple of str
+    chunks : tuple of tuples of int
+        Sizes of the blocks along `dims`.
+    metadata : dict
+        The metadata of the finished store: its root object.
+    objects : dict of str to str
+        Key and checksum of every object that is not part of a block; the root is that of the finished store.
+    unfinished : str
+        Checksum of the root object as long as the store is being written.
+    job : str
+        Fingerprint of the job that made the store; its rows carry it.
+    template : str
+        Checksum of the ledger's template; "" in the copy of the plan there.
+    drafting : bool
+        The store is being made or taken away: whatever lies there is ours and worth nothing.
+    """
+
+    fingerprint: str
+    dims: tuple[str, ...]
+    chunks: tuple[tuple[int, ...], ...]
+    metadata: dict[str, Any]
+    objects: dict[str, str]
+    unfinished: str
+    job: str
+    template: str = ""
+    drafting: bool = False
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return product(*(range(len(c)) for c in self.chunks))
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        n = 1
+        for c in self.chunks:
+            n *= len(c)
+        return n
+
+    def spans(self) -> dict[str, dict[str, list[int]]]:
+        """Where every block lies along each dimension, by its key: start and stop."""
+        ends = [list(accumulate(sizes)) for sizes in self.chunks]
+        return {
+            key_of(index): {
+                dim: [end[k] - sizes[k], end[k]]
+                for dim, sizes, end, k in zip(self.dims, self.chunks, ends, index, strict=True)
+            }
+            for index in self
+        }
+
+
+def key_of(index: tuple[int, ...]) -> str:
+    """The name of a block in the ledger.
+
+    Examples
+    --------
+    >>> key_of((0, 2, 1))
+    '0.2.1'
+    """
+    return ".".join(map(str, index))
+
+
+def digest(data: bytes) -> str:
+    """The checksum of an object."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """JSON with a checksum of itself."""
+    text = json.dumps(content, sort_keys=True)
+    return json.dumps({**content, "sha256": digest(text.encode())}, sort_keys=True).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The content of sealed JSON.
+
+    Raises
+    ------
+    ValueError
+        It is not what was written.
+
+    Examples
+    --------
+    >>> unseal(seal({"block": "0.0"}))
+    {'block': '0.0'}
+    """
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError("no sealed object")
+    expected = content.pop("sha256", None)
+    if digest(json.dumps(content, sort_keys=True).encode()) != expected:
+        raise ValueError("the checksum is wrong")
+    return content
+
+
+class Books:
+    """The ledger of one store."""
+
+    def __init__(self, target: Storage) -> None:
+        self.target = target
+        self.place = target.beside(".ledger")
+
+    def plan(self) -> Plan | None:
+        """The plan; None where there is none.
+
+        Raises
+        ------
+        StoreError
+            It is damaged.
+        """
+        try:
+            data = self.place.get(PLAN)
+        except FileNotFoundError:
+            return None
+        try:
+            return _plan(data, self.target.name)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.place.name}/{PLAN}", rule="is damaged", value=error,
+                fix="verify the store with repair=True, its template holds a copy",
+            ) from None  # fmt: skip
+
+    def put_plan(self, plan: Plan) -> None:
+        """Write the plan."""
+        self.place.put(PLAN, _sealed(plan))
+
+    def put_template(self, plan: Plan, objects: dict[str, bytes]) -> Plan:
+        """Keep the objects that are not part of a block, and a copy of the plan; the plan that knows of them."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            for key, data in sorted({**objects, PLAN: _sealed(replace(plan, template=""))}.items()):
+                file.writestr(zipfile.ZipInfo(key), data)  # no time of day: the same job gives the same bytes
+        self.place.put(TEMPLATE, buffer.getvalue())
+        return replace(plan, template=digest(buffer.getvalue()))
+
+    def template(self) -> tuple[Plan, dict[str, bytes]]:
+        """The plan of `put_template`, and the objects that are not part of a block; ValueError: they are damaged."""
+        data = self.place.get(TEMPLATE)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                objects = {name: file.read(name) for name in file.namelist()}
+            plan = _plan(objects.pop(PLAN), self.target.name)
+        except (OSError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise ValueError(str(error)) from None
+        if plan.objects != {key: digest(data) for key, data in objects.items()}:
+            raise ValueError("objects and plan do not belong together")
+        return replace(plan, template=digest(data)), objects
+
+    def put_row(self, row: dict[str, Any]) -> None:
+        """Write the row of a block."""
+        self.place.put(f"{row['block']}.json", seal(row))
+
+    def drop_row(self, block: str) -> None:
+        """Forget a block."""
+        self.place.delete(f"{block}.json")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows that can be trusted, in block order."""
+        names = [k for k in self.place.objects() if k.endswith(".json") and k != PLAN and "/" not in k]
+        rows = [row for row in for_all(self._row, names, self.place) if row is not None]
+        return sorted(rows, key=lambda row: [int(k) for k in row["block"].split(".")])
+
+    def _row(self, name: str) -> dict[str, Any] | None:
+        try:
+            row = unseal(self.place.get(name))
+            numbers = all(k.isdigit() for k in row["block"].split("."))
+            if f"{row['block']}.json" == name and numbers and row.keys() >= _ROW[row["status"]]:
+                return row
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        log.warning("%s/%s: not a ledger row, its block counts as not done", self.place.name, name)
+        return None
+
+    def done(self, plan: Plan) -> set[str]:
+        """Blocks that are done in the extent of the plan."""
+        spans = plan.spans()
+        return {row["block"] for row in self.rows() if is_done(row, plan, spans)}
+
+
+def is_done(row: dict[str, Any], plan: Plan, spans: dict[str, dict[str, list[int]]]) -> bool:
+    """Whether a row says that a block of this plan is done, in its whole extent."""
+    return (row["status"], row["job"], row["span"]) == ("done", plan.job, spans.get(row["block"]))
+
+
+def _sealed(plan: Plan) -> bytes:
+    return seal({**vars(plan), "schema_version": SCHEMA_VERSION})
+
+
+def _plan(data: bytes, name: str) -> Plan:
+    content = unseal(data)
+    _check_schema(name, content.pop("schema_version"))
+    content |= {"dims": tuple(content["dims"]), "chunks": tuple(map(tuple, content["chunks"]))}
+    return Plan(**content)
 
 
 def status(path: str | Path) -> dict[str, int]:
@@ -36,155 +247,70 @@ def status(path: str | Path) -> dict[str, int]:
     StoreError
         Not an ogive store.
     """
-    plan = read_plan(Path(path))
-    states = [row["status"] for row in ledger(path)]
-    return {
-        "blocks": int(np.prod([len(c) for c in plan["chunks"]])),
-        "done": states.count("done"),
-        "failed": states.count("failed"),
-    }
+    books, plan = opened(path)
+    states = [row["status"] for row in books.rows()]
+    return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
 
 
 def ledger(path: str | Path) -> list[dict[str, Any]]:
     """All ledger rows of a store, in block order; a row that cannot be read counts as not there."""
-    rows = []
-    for p in folder(Path(path)).glob("*.json"):
-        if p.stem != "plan":
-            try:
-                rows.append(json.loads(p.read_text()))
-            except ValueError:
-                log.warning("%s: not a ledger row, its block counts as not done", p)
-    return sorted(rows, key=lambda row: [int(k) for k in row["block"].split(".")])
+    return Books(storage_of(path)).rows()
 
 
-def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
-    """Read everything back and compare each block with its ledger row.
-
-    Parameters
-    ----------
-    path : path
-    repair : bool
-        Drop the rows of bad blocks (and leftover temporary files), so that the same `write` computes them again.
-        Faults of variables that are not computed in blocks (`block` is "") stay: only `overwrite=True` mends those.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per fault: `block`, `variable`, `problem` ("missing variable", "missing chunk", "unreadable",
-        "checksum", "not done", "failed", "leftover file"). Empty when the store is whole.
+def opened(path: str | Path) -> tuple[Books, Plan]:
+    """The books and the plan of an existing store.
 
     Raises
     ------
     StoreError
-        Not an ogive store.
+        Not an ogive store, one of another schema, or one without its ledger.
     """
-    path = Path(path)
-    plan = read_plan(path)
-    attributes_of(path)
-    rows = {row["block"]: row for row in ledger(path)}
-    group = zarr.open_group(str(path), mode="r", use_consolidated=False)
-    faults: list[tuple[str, str, str]] = []
-    for index in product(*(range(len(c)) for c in plan["chunks"])):
-        key = ".".join(map(str, index))
-        row = rows.get(key)
-        if row is None or row["status"] != "done":
-            faults.append((key, "", "failed" if row else "not done"))
-            continue
-        for name, crc in row["crc"].items():
-            problem = _check_block(path, group, name, dict(zip(plan["dims"], index, strict=True)), plan, crc)
-            if problem:
-                faults.append((key, name, problem))
-    in_blocks = {name for row in rows.values() for name in row.get("crc", {})}
-    for name, array in sorted(group.arrays()):
-        if rows and name not in in_blocks:
-            problem = _check(path, array, ("0",) * array.ndim, ...)
-            if problem:
-                faults.append(("", name, problem))
-    leftovers = sorted(p for f in (path, folder(path)) for p in f.rglob("*") if p.suffix in (".partial", ".tmp"))
-    faults += [("", str(p.relative_to(path.parent)), "leftover file") for p in leftovers]
-    if repair:
-        for key in {fault[0] for fault in faults if fault[0]}:
-            (folder(path) / f"{key}.json").unlink(missing_ok=True)
-        for p in leftovers:
-            p.unlink()
-    return pd.DataFrame(faults, columns=["block", "variable", "problem"])
+    target = storage_of(path)
+    attributes_of(target)
+    books = Books(target)
+    plan = books.plan()
+    if plan is None:
+        raise StoreError(
+            target.name, rule="its ledger is missing", value=books.place.name, fix="copy it together with the store"
+        )
+    return books, plan
 
 
-def _check_block(path: Path, group: zarr.Group, name: str, at: dict[str, int], plan: dict[str, Any], crc: int) -> str:
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        return "missing variable"
-    dims = [str(d) for d in array.metadata.dimension_names or ()]  # type: ignore[union-attr]
-    region = []
-    for dim in dims:
-        sizes = plan["chunks"][plan["dims"].index(dim)]
-        region.append(slice(sum(sizes[: at[dim]]), sum(sizes[: at[dim] + 1])))
-    return _check(path, array, tuple(str(at[d]) for d in dims), tuple(region), crc)
+def attributes_of(target: Storage) -> dict[str, Any]:
+    """Global attributes of an ogive store, after checking that it is one, and of our schema.
 
-
-def _check(path: Path, array: zarr.Array[Any], cell: tuple[str, ...], region: Any, crc: int | None = None) -> str:
-    """The fault of one stored object, "" when there is none; without a crc the codec's own checksum is the judge."""
-    if not (path / array.basename / "c" / "/".join(cell)).exists():
-        return "missing chunk"
-    try:
-        values: NDArray[Any] = np.ascontiguousarray(array[region])
-    except Exception as error:  # a torn chunk raises whatever the codec or the file system finds first
-        log.debug("%s %s: %s", array.basename, cell, error)
-        return "unreadable"
-    return "" if crc is None or zlib.crc32(values.tobytes()) == crc else "checksum"
-
-
-def attributes_of(path: Path) -> dict[str, Any]:
-    """Global attributes of an ogive store, after checking that it is one and not of a newer schema."""
-    attrs = _attributes(path)
+    Raises
+    ------
+    StoreError
+        Nothing there, something else, or a store of another schema.
+    """
+    attrs = _attributes(target)
     if not attrs.keys() >= _MARKS:
         raise StoreError(
-            str(path), rule="is not an ogive store" if path.exists() else "does not exist",
+            target.name, rule="is not an ogive store" if target.exists() else "does not exist",
             fix="choose another path; ogive never touches what it did not write",
         )  # fmt: skip
-    if int(str(attrs["schema_version"])) > SCHEMA_VERSION:
-        raise StoreError(
-            str(path), rule=f"was written by a newer ogive (this one knows schema {SCHEMA_VERSION})",
-            value=attrs["schema_version"], fix="update ogive",
-        )  # fmt: skip
+    _check_schema(target.name, attrs["schema_version"])
     return attrs
 
 
-def is_store(path: Path) -> bool:
-    """Whether an ogive store lies there, of any schema."""
-    return _attributes(path).keys() >= _MARKS
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    try:
-        return dict(zarr.open_group(str(path), mode="r", use_consolidated=False).attrs)
-    except (OSError, ValueError, KeyError, zarr.errors.NodeNotFoundError):
-        return {}
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """What the store will hold, as `write` planned it."""
-    try:
-        plan: dict[str, Any] = json.loads((folder(path) / "plan.json").read_text())
-    except FileNotFoundError:
-        attributes_of(path)
+def _check_schema(name: str, version: Any) -> None:
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise StoreError(
-            str(path), rule="its ledger is missing", value=str(folder(path)), fix="copy it together with the store"
-        ) from None
-    return plan
+            name, rule=f"was written by {'a newer' if newer else 'an older'} ogive (this one knows schema "
+            f"{SCHEMA_VERSION})", value=version, fix="update ogive" if newer else "write it anew",
+        )  # fmt: skip
 
 
-def folder(path: Path) -> Path:
-    """Where the ledger of a store lies."""
-    whole = path.absolute()  # "." has no name of its own
-    return whole.with_name(whole.name + ".ledger")
+def is_store(target: Storage) -> bool:
+    """Whether an ogive store lies there, of any schema."""
+    return _attributes(target).keys() >= _MARKS
 
 
-def put(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that it is there whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with draft.open("w") as f:
-        json.dump(content, f, sort_keys=True)
-        f.flush()
-        os.fsync(f.fileno())
-    draft.replace(path)
+def _attributes(target: Storage) -> dict[str, Any]:
+    try:
+        found = json.loads(target.get(ROOT))["attributes"]
+        return dict(found)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}

@@ -25,7 +25,7 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 120)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, nothing else on standard output.")]
 RunFile = Annotated[Path, typer.Argument(help="The run file, from `ogive init`.")]
-StorePath = Annotated[Path, typer.Argument(help="A velocity or series store.", resolve_path=True)]
+StorePath = Annotated[str, typer.Argument(help="A velocity or series store: path or URL.")]
 
 
 @app.command()
@@ -164,7 +164,7 @@ def verify(
 @app.command()
 def invert(
     path: StorePath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Series store to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Series store to write: path or URL.")],
     every: Annotated[str | None, typer.Option(help="Window, a pandas offset; default: that of the method.")] = None,
     method: Annotated[str, typer.Option(help="adaptive, annual or ticoi.")] = "adaptive",
 ) -> None:

@@ -16,7 +16,7 @@ from .errors import GridError
 
 YEAR_DAYS = 365.0
 """Length of the year in "meter/year" [days]; one constant for the whole package, stored as `year_length_days`."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the layout of the stores; raised with every change that an older reader would misread."""
 
 

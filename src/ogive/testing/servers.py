@@ -9,6 +9,8 @@ import contextlib
 import http.client
 import http.server
 import json
+import logging
+import os
 import re
 import shutil
 import socket
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,3 +286,43 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def bucket_server(bucket: str = "glaciers") -> Iterator[str]:
+    """A real S3 API (moto) with one empty bucket; endpoint and credentials are in the environment meanwhile.
+
+    Yields
+    ------
+    str
+        The bucket's URL, `s3://...`.
+    """
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret-of-the-bucket",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{bucket}", method="PUT"), timeout=30
+        ):
+            yield f"s3://{bucket}"
+    finally:
+        server.stop()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

@@ -1,6 +1,5 @@
 """Small stores for tests: a lazy velocity that needs no reader, and a store as a value that can be compared."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from .. import flags, grid
-from ..store import ledger
+from .._ledger import digest, ledger
+from .._storage import storage_of
 
 COMPUTED: list[tuple[int, ...]] = []
 """The blocks of `lazy_velocity` that were computed in this process, in order; clear it before you count.
@@ -70,15 +70,15 @@ def _noted(block: NDArray[np.float32], block_info: Any = None) -> NDArray[np.flo
     return block
 
 
-def contents(path: Path) -> dict[str, str]:
-    """Every file of a store by its hash, and every row of its ledger without the time taken.
+def contents(path: str | Path) -> dict[str, str]:
+    """Every object of a store by its checksum, and every row of its ledger without time and memory taken.
 
     Two stores with equal contents are byte-identical.
     """
-    files = {
-        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in path.rglob("*") if p.is_file()
-    }
-    rows = {f"ledger {row['block']}": json.dumps({**row, "seconds": 0}, sort_keys=True) for row in ledger(path)}
+    target = storage_of(path)
+    files = {key: digest(target.get(key)) for key in target.objects()}
+    same = {"seconds": 0, "peak_mb": 0}
+    rows = {f"ledger {row['block']}": json.dumps({**row, **same}, sort_keys=True) for row in ledger(path)}
     if not files or not rows:
         raise AssertionError(f"{path} holds {len(files)} files and {len(rows)} ledger rows: nothing to compare")
     return files | rows
