@@ -5,19 +5,23 @@ scheduler as a whole.
 """
 
 import os
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from ._dispatch import Dispatch
+
 Task = tuple[str, tuple[Any, ...]]
 """A name and the arguments of the function."""
-AHEAD = 2
-"""Tasks per thread of a cluster that are handed out: one runs, the next waits beside it."""
 
 
 def execute(
-    function: Callable[..., Any], tasks: Iterator[Task], *, client: Any = None, workers: int | None = None
+    function: Callable[..., Any],
+    tasks: Iterator[Task],
+    *,
+    client: Any = None,
+    workers: int | None = None,
+    resources: dict[str, float] | None = None,
 ) -> Generator[tuple[str, Any]]:
     """Run a function on every task, in any order.
 
@@ -30,37 +34,23 @@ def execute(
         Default: threads of this process.
     workers : int, optional
         Threads without a client; default the number of cores.
+    resources : dict of str to float, optional
+        What a task takes of its worker on a cluster, such as `{"GPU": 1}`; only workers that have it get tasks.
 
     Yields
     ------
     name, result
         The result is an exception where the task killed its workers.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler is gone, or no worker that can be used was there for `options.patience` seconds.
     """
-    run = _on_cluster(function, tasks, client) if client is not None else _in_threads(function, tasks, workers)
-    yield from run
-
-
-def _on_cluster(function: Callable[..., Any], tasks: Iterator[Task], client: Any) -> Iterator[tuple[str, Any]]:
-    import distributed
-
-    ahead = AHEAD * max(1, sum(client.nthreads().values()))
-    # A name of its own for each run: the scheduler would answer a known one with the result of the run before.
-    run = uuid.uuid4().hex
-    completed: Any = distributed.as_completed()  # type: ignore[no-untyped-call]
-    running: dict[str, str] = {}
-    for name, arguments in tasks:
-        future = client.submit(function, *arguments, key=f"block-{run}-{name}", retries=2)
-        running[future.key] = name
-        completed.add(future)
-        if len(running) >= ahead:
-            yield _outcome(next(completed), running)
-    for future in completed:
-        yield _outcome(future, running)
-
-
-def _outcome(future: Any, running: dict[str, str]) -> tuple[str, Any]:
-    error = future.exception()
-    return running.pop(future.key), future.result() if error is None else error
+    if client is None:
+        yield from _in_threads(function, tasks, workers)
+    else:
+        yield from Dispatch(function, client, resources or {}).outcomes(tasks)
 
 
 def _in_threads(function: Callable[..., Any], tasks: Iterator[Task], workers: int | None) -> Iterator[tuple[str, Any]]:

@@ -21,12 +21,16 @@ class Options:
     backoff : float
         Pause before the second attempt [s]; doubles each time.
     timeout : float
-        Longest wait for one HTTP answer [s].
+        Longest wait for one answer of a server or a worker [s].
+    patience : float
+        How long a run on a cluster waits for a first or another worker, and for a word of the scheduler, before it
+        gives up [s].
     """
 
     attempts: int = 4
     backoff: float = 0.5
     timeout: float = 60.0
+    patience: float = 300.0
 
 
 _current: ContextVar[Options | None] = ContextVar("ogive_options", default=None)

@@ -56,7 +56,7 @@ log = logging.getLogger("ogive")
 
 def write(
     ds: xr.Dataset, path: str | Path, *, client: Any = None, overwrite: bool = False, progress: bool = True,
-    workers: int | None = None,
+    workers: int | None = None, resources: dict[str, float] | None = None,
 ) -> Path | str:  # fmt: skip
     """Compute a lazy dataset block by block into a store; interrupt it, run the same line again, it goes on.
 
@@ -75,6 +75,8 @@ def write(
         Show a progress bar on the terminal.
     workers : int, optional
         Threads without a client; default the number of cores.
+    resources : dict of str to float, optional
+        What a block takes of its worker, such as `{"GPU": 1}`; the default where a kernel of the GPU was asked for.
 
     Returns
     -------
@@ -99,10 +101,11 @@ def write(
         if done:
             log.info("%s: %d of %d blocks are done, %d to go", target.name, len(done), plan.count, len(todo))
         body = partial(run_block, path=target.name, job=plan.job, settings=asdict(options.current()))
+        tasks, needs = _tasks(ds, grid, plan, todo), _needs(ds) if resources is None else resources
         failures: list[dict[str, Any]] = []
         with (
             _bar(target.name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
-            closing(execute(body, _tasks(ds, grid, plan, todo), client=client, workers=workers)) as results,
+            closing(execute(body, tasks, client=client, workers=workers, resources=needs)) as results,
         ):
             for key, result in results:
                 still_ours()
@@ -229,6 +232,15 @@ def _tasks(ds: xr.Dataset, grid: _BlockGrid, plan: Plan, todo: list[tuple[int, .
         keys = grid.keys(index)
         blob = cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys))
         yield key_of(index), (key_of(index), blob, spans[key_of(index)])
+
+
+def _needs(ds: xr.Dataset) -> dict[str, float]:
+    """What the blocks of this dataset take of a worker."""
+    try:
+        asked = json.loads(ds.attrs["provenance"])["kernel"]["backend"]
+    except (KeyError, ValueError, TypeError):  # not from track
+        return {}
+    return {"GPU": 1} if asked == "cupy" else {}
 
 
 def run_block(

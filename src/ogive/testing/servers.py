@@ -238,7 +238,7 @@ def stac_server(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         features = [item.to_dict(include_self_link=False, transform_hrefs=False) for item in items]
         (folder / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-        port = _free_port()
+        port = free_port()
         log = Server("")
         faults = {"missing": frozenset(missing), "fail_first": fail_first}
         log.url = stack.enter_context(_running(_handler(_ProxyHandler, server_log=log, port=port, **faults)))
@@ -258,7 +258,8 @@ def _rustac() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
