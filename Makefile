@@ -33,11 +33,12 @@ yahtse: $(VENV)/.installed  ## a real pair of Landsat 8 scenes, and the tables o
 test: check  ## everything: style, types, doctests, docs, tests, wheel
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed  ## style, types, docs; doctests run with the tests
+check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doctests run with the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/audit.py
 
 bench: $(VENV)/.installed  ## speed and accuracy beside other software; fails when a speed ratio has fallen by 20 %
 ifneq ($(UV),)

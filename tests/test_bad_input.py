@@ -77,6 +77,8 @@ class Desk:
             "invert": None,
             **sections,
         }
+        # The images lie beside this folder, or in it.
+        content["search"] = {"files": str(self.folder.parent), **content["search"]}
         (self.folder / "run.yaml").write_text(yaml.safe_dump(content))
 
     def command(self, *arguments: Any) -> tuple[int, str]:

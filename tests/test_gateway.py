@@ -139,6 +139,8 @@ def test_a_cluster_without_workers_in_time_is_refused_and_stopped(server) -> Non
 def test_a_cluster_that_fails_to_start_is_named() -> None:
     with (
         gateway_server(scheduler=("no-such-command",), timeout=WAIT) as server,
-        pytest.raises(ClusterError, match=r"gateway cluster \w+: must start \(found (failed|stopping)\). Fix: .*Gateway's log"),
+        pytest.raises(
+            ClusterError, match=r"gateway cluster \w+: must start \(found (failed|stopping)\). Fix: .*Gateway's log"
+        ),
     ):
         cluster.connect("gateway", timeout=WAIT, **server.options)

@@ -122,7 +122,7 @@ def test_written_items_are_read_back(tmp_path):
     items = local_items(YAHTSE)
     path = write_items(items, tmp_path / "items.json")
     assert [p.name for p in tmp_path.iterdir()] == ["items.json"]
-    found = search((-141.5, 60.15, -141.3, 60.25), "2016-07", source=path, sensor="landsat")
+    found = search((-141.5, 60.15, -141.3, 60.25), "2016-07", source=path, sensor="landsat", files=YAHTSE)
     assert [item.id for item in found] == ["LC80630182016200LGN00"]
     assert found[0].to_dict()["assets"] == json.loads(path.read_text())["features"][0]["assets"]
     assert catalog.scene_geobox(found[0], "pan") == catalog.scene_geobox(items[0], "pan")

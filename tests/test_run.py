@@ -287,7 +287,12 @@ def test_an_interrupted_run_goes_on(
 def test_a_single_pair_needs_no_inversion(make: Callable[..., run.RunConfig], world: World, tmp_path: Path) -> None:
     two = pystac.ItemCollection(list(world.items)[:2], clone_items=False)
     two.save_object(str(tmp_path / "two.json"))
-    search = {"source": "two.json", "aoi": "RGI60-00.00001", "outlines": str(world.outlines)}
+    search = {
+        "source": "two.json",
+        "files": str(world.items_file.parent),
+        "aoi": "RGI60-00.00001",
+        "outlines": str(world.outlines),
+    }
     result = run.run(make(search=search, invert=None), progress=False)
     assert result.series is None
     assert store.open_velocity(result.velocity).sizes["mid_date"] == 1
@@ -332,7 +337,7 @@ def test_scenes_without_pixels_are_left_out_aloud(
     some = blank(list(world.items), tmp_path, 2)
     some.save_object(str(tmp_path / "some.json"))
     with caplog.at_level(logging.WARNING, "ogive"):
-        cube, velocity = run.prepare(make(search={"source": "some.json"}))
+        cube, velocity = run.prepare(make(search={"source": "some.json", "files": str(tmp_path.parent)}))
     empty = [item.id for item in list(world.items)[:2]]
     assert "2 of 7 scenes have no usable pixel" in caplog.text
     assert all(name in caplog.text for name in empty)
@@ -345,7 +350,7 @@ def test_one_usable_scene_is_not_enough(make: Callable[..., run.RunConfig], worl
     blank(list(world.items), tmp_path, 6).save_object(str(tmp_path / "one.json"))
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(PairError, match="at least two must have usable pixels"):
-        run.run(make(search={"source": "one.json"}), progress=False)
+        run.run(make(search={"source": "one.json", "files": str(tmp_path.parent)}), progress=False)
     assert {p.name for p in tmp_path.iterdir()} == before | {"run.yaml"}
 
 

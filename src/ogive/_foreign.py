@@ -27,6 +27,7 @@ from odc.geo.geobox import GeoBox
 
 from . import flags, grid, provenance
 from ._itslive import token_date
+from ._trust import assert_codecs, understood
 from .errors import GridError, StoreError
 
 UNDERSTOOD = (
@@ -64,6 +65,11 @@ def open_foreign(path: Any) -> xr.Dataset:
     GridError
         No coordinate system, or uneven coordinates.
     """
+    with understood(str(path)[:200], StoreError):
+        return _open(path)
+
+
+def _open(path: Any) -> xr.Dataset:
     from ._granules import open_granules
 
     if isinstance(path, list | tuple):
@@ -92,6 +98,7 @@ def open_raw(name: str) -> xr.Dataset:
         else:
             with warnings.catch_warnings():  # without consolidated metadata it only takes longer
                 warnings.simplefilter("ignore", RuntimeWarning)
+                assert_codecs(zarr.open_group(name, mode="r"), name)
                 raw = xr.open_zarr(name, decode_cf=False, chunks=None)
         return raw
     except FileNotFoundError as error:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pystac
-import yaml
 from intake.readers import datatypes
 from intake.readers.entry import Catalog
 from intake.readers.readers import BaseReader
 
+from ._trust import plain_yaml, understood
 from .errors import SearchError
 
 if TYPE_CHECKING:
@@ -75,13 +75,14 @@ def open_catalog(name_or_path: str | Path) -> Catalog:
         fix = f"use one of {sorted(shipped)} or the path of a YAML file"
         raise SearchError(f"catalog {str(name_or_path)!r}", rule="must be a file on this machine", fix=fix)
     try:
-        doc = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        doc = plain_yaml(path.read_text())
+    except (ValueError, OSError) as error:
         raise SearchError(
             f"catalog {path}", rule="must be plain YAML", value=str(error), fix="correct the file"
         ) from error
-    check_catalog(doc, str(path))
-    return Catalog.from_dict(doc)
+    with understood(f"catalog {path}", SearchError):
+        check_catalog(doc, str(path))
+        return Catalog.from_dict(doc)
 
 
 def check_catalog(doc: Any, name: str) -> None:
@@ -103,6 +104,9 @@ def check_catalog(doc: Any, name: str) -> None:
         raise SearchError(
             f"catalog {name}", rule=f"must be an intake catalog of version 2 with {needs}", fix="add them"
         )
+    wrong = [level for level in ("aliases", "data", "entries", "user_parameters") if not isinstance(doc[level], dict)]
+    if wrong:
+        raise SearchError(f"catalog {name}", rule="must map names to values", value=wrong, fix="correct them")
     lacking = [
         f"{level} {key!r}: {field}"
         for level in ("data", "entries")

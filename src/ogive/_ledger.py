@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ._storage import Storage, for_all, storage_of
+from ._trust import STUMBLES, understood
 from .errors import StoreError
 from .grid import SCHEMA_VERSION
 
@@ -158,7 +160,7 @@ class Books:
             return None
         try:
             return _plan(data, self.target.name)
-        except (ValueError, KeyError, TypeError) as error:
+        except STUMBLES as error:
             raise StoreError(
                 f"{self.place.name}/{PLAN}", rule="is damaged", value=error,
                 fix="verify the store with repair=True, its template holds a copy",
@@ -184,7 +186,7 @@ class Books:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 objects = {name: file.read(name) for name in file.namelist()}
             plan = _plan(objects.pop(PLAN), self.target.name)
-        except (OSError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, EOFError, zlib.error, *STUMBLES) as error:
             raise ValueError(str(error)) from None
         if plan.objects != {key: digest(data) for key, data in objects.items()}:
             raise ValueError("objects and plan do not belong together")
@@ -212,7 +214,7 @@ class Books:
                 return row
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except STUMBLES:
             pass
         log.warning("%s/%s: not a ledger row, its block counts as not done", self.place.name, name)
         return None
@@ -247,9 +249,10 @@ def status(path: str | Path) -> dict[str, int]:
     StoreError
         Not an ogive store.
     """
-    books, plan = opened(path)
-    states = [row["status"] for row in books.rows()]
-    return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
+    with understood(str(path), StoreError):
+        books, plan = opened(path)
+        states = [row["status"] for row in books.rows()]
+        return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
 
 
 def ledger(path: str | Path) -> list[dict[str, Any]]:
@@ -312,5 +315,5 @@ def _attributes(target: Storage) -> dict[str, Any]:
     try:
         found = json.loads(target.get(ROOT))["attributes"]
         return dict(found)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, *STUMBLES):
         return {}

@@ -2,20 +2,27 @@
 
 Each reader returns at least the items that match; `ogive.search` applies the filters to all of them alike. A source
 filters only to send less: an API by area, dates, collection and cloud, a stac-geoparquet file by area and dates.
+
+What a source says is not believed further than it must be: an address leads to no other host and to no file of this
+machine, a catalogue on disk to nothing outside its folder, and a file of items names images in its folder or in the
+one that the user gives (SECURITY.md).
 """
 
 import json
+import logging
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import pystac
 import requests
 import shapely
 from pystac.stac_io import DefaultStacIO
-from pystac.utils import is_absolute_href, make_absolute_href
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
@@ -24,25 +31,31 @@ from shapely.geometry.base import BaseGeometry
 from urllib3.util import Retry
 
 from . import _odata, catalog
-from .errors import SearchError
+from ._trust import is_web, local_path, redact, understood, without_secrets
+from .errors import ItemError, OgiveError, SearchError
 
+ADDRESSES = ("http://", "https://")
 PAGE = 100
 """Items asked for in one page: the largest number that every endpoint of `catalogs/stac.yaml` accepts."""
 BACKOFF = 0.5
 """Waiting time of the retries [s]: 0, 1, 2, 4, 8."""
 VERTICES = 500
 """An area with more vertices is sent to an API as its convex hull: outlines of large glaciers exceed request limits."""
+# Both print every address that they ask for, and one of them the headers too.
+for _name in ("urllib3.connectionpool", "urllib3.util.retry", "pystac_client.stac_api_io"):
+    logging.getLogger(_name).addFilter(redact)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is wanted; None = no limit."""
+    """What is wanted; None = no limit. `files` is the folder that a file of items may name images in."""
 
     region: BaseGeometry | None
     interval: tuple[datetime | None, datetime | None]
     sensor: str | None
     levels: tuple[str, ...]
     max_cloud: float | None
+    files: Path | None = None
 
 
 def read(source: Any, query: Query) -> tuple[list[pystac.Item], str]:
@@ -56,10 +69,13 @@ def read(source: Any, query: Query) -> tuple[list[pystac.Item], str]:
     if isinstance(source, str) and source in catalog.endpoints():
         endpoint = catalog.endpoints()[source]
         return _remote(endpoint.url, query), source
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _remote(source, query), source
+    if isinstance(source, str) and source.startswith(ADDRESSES):
+        return _remote(source, query), without_secrets(source)
     if isinstance(source, str | Path):
-        return _local(Path(source), query), str(source)
+        try:
+            return _local(Path(source), query), str(source)
+        except OSError as error:
+            raise SearchError(f"source {source!s:.200}", rule="must be readable", value=error) from error
     if isinstance(source, pystac.Catalog):
         return list(source.get_items(recursive=True)), f"catalog {source.id!r}"
     if isinstance(source, Iterable):
@@ -75,10 +91,42 @@ def read(source: Any, query: Query) -> tuple[list[pystac.Item], str]:
     )
 
 
-class _StaticIO(DefaultStacIO):
-    """Reads static catalogs with the retries of the API client, whose own objects insist on an API behind them."""
+class _HostIO(StacApiIO):
+    """Asks one host only, whatever its links and redirections say."""
 
-    def __init__(self, web: StacApiIO) -> None:
+    def __init__(self, url: str, retry: Retry) -> None:
+        super().__init__(max_retries=retry, timeout=60)
+        self.host = urlsplit(url).netloc.rpartition("@")[2].lower()
+        self.session.hooks["response"].append(self._stay)
+
+    def request(self, href: str, *args: Any, **kwargs: Any) -> str:
+        """The answer of an address of this host."""
+        self._check(href)
+        return super().request(href, *args, **kwargs)
+
+    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+        """The document at an address; never a file of this machine."""
+        if isinstance(source, str):
+            self._check(source)
+        return super().read_text(source, *args, **kwargs)
+
+    def _stay(self, response: requests.Response, **_: Any) -> None:
+        if response.is_redirect:
+            self._check(urljoin(response.url, response.headers["location"]))
+
+    def _check(self, href: str) -> None:
+        address = urlsplit(href)
+        if address.scheme not in ("http", "https") or address.netloc.rpartition("@")[2].lower() != self.host:
+            raise SearchError(
+                f"source at {self.host}", rule="must not lead to another host or to a file",
+                value=without_secrets(href), fix="name that address as the source, if you trust it",
+            )  # fmt: skip
+
+
+class _StaticIO(DefaultStacIO):
+    """Reads static catalogues with the client of APIs, whose own objects insist on an API behind them."""
+
+    def __init__(self, web: _HostIO) -> None:
         super().__init__()
         self.web = web
 
@@ -87,26 +135,51 @@ class _StaticIO(DefaultStacIO):
         return self.web.read_text(href)
 
 
+class _FolderIO(DefaultStacIO):
+    """Reads a catalogue on disk, and nothing outside its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def read_text_from_href(self, href: str) -> str:
+        """The document at a path."""
+        if is_web(href) or not local_path(href).resolve().is_relative_to(self.folder):
+            raise SearchError(
+                f"catalogue in {self.folder}", rule="must not lead out of its folder", value=without_secrets(href),
+                fix="name that place as the source, if you trust it",
+            )  # fmt: skip
+        return super().read_text_from_href(href)
+
+
 def _remote(url: str, query: Query) -> list[pystac.Item]:
     # 429 and 5xx pass after a while; POST is repeated as well, because a search changes nothing.
     retry = Retry(total=5, backoff_factor=BACKOFF, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
-    stac_io = StacApiIO(max_retries=retry, timeout=60)
+    shown = without_secrets(url)
+    try:
+        stac_io = _HostIO(url, retry)
+    except ValueError as error:
+        raise SearchError(f"source {shown}", rule="must be an address", fix="check the spelling") from error
     try:
         doc = json.loads(stac_io.read_text(url))
-        if "conformsTo" in doc:
-            return _api(Client.open(url, stac_io=stac_io), url, query)
-        if doc.get("type") in ("Catalog", "Collection"):
-            kind = pystac.Catalog if doc["type"] == "Catalog" else pystac.Collection
-            found = kind.from_file(url, stac_io=_StaticIO(stac_io))
-            return [_absolute(item, url) for item in found.get_items(recursive=True)]
-        return _items(doc, url)
-    except (APIError, requests.RequestException, pystac.STACError, json.JSONDecodeError) as error:
+        with understood(f"source {shown}", SearchError):
+            if isinstance(doc, dict) and "conformsTo" in doc:
+                found = _api(Client.open(url, stac_io=stac_io), url, query)
+            elif isinstance(doc, dict) and doc.get("type") in ("Catalog", "Collection"):
+                kind = pystac.Catalog if doc["type"] == "Catalog" else pystac.Collection
+                found = list(kind.from_file(url, stac_io=_StaticIO(stac_io)).get_items(recursive=True))
+            else:
+                found = _items(doc, shown)
+            return [_absolute(item, url, None) for item in found]
+    except OgiveError:
+        raise
+    except (APIError, requests.RequestException, ValueError, RecursionError) as error:
         raise SearchError(
-            f"source {url}",
+            f"source {shown}",
             rule="must answer with STAC after at most 5 retries",
-            value=f"{type(error).__name__}: {error}",
+            value=f"{type(error).__name__}: {without_secrets(str(error))}",
             fix="check the address and the network; `stac.yaml` lists known endpoints",
-        ) from error
+        ) from (error if shown == url else None)  # the error below ours would print what ours leaves out
     finally:
         stac_io.session.close()
 
@@ -142,7 +215,7 @@ def _collections(client: Client, url: str, query: Query) -> list[str]:
         chosen += there[levels[0]] if levels else []
     if not chosen:
         raise SearchError(
-            f"source {url}",
+            f"source {without_secrets(url)}",
             rule=f"must have a collection of {query.sensor or 'a known sensor'}",
             value=f"levels {sorted(there)}" if there else "no known collection",
             fix="choose another endpoint or sensor",
@@ -155,7 +228,7 @@ def _local(path: Path, query: Query) -> list[pystac.Item]:
         entry = next((path / name for name in ("catalog.json", "collection.json") if (path / name).is_file()), None)
         if entry:
             return _local(entry, query)
-        found = [item for file in sorted(path.rglob("*.*json")) for item in _file(file, strict=False)]
+        found = [item for file in sorted(path.rglob("*.*json")) for item in _file(file, False, query.files or path)]
         if not found:
             raise SearchError(
                 f"source {path}",
@@ -170,31 +243,39 @@ def _local(path: Path, query: Query) -> list[pystac.Item]:
             rule=f"must be an endpoint ({', '.join(catalog.endpoints())}), an address or an existing path",
             fix="check the spelling",
         )
-    return _parquet(path, query) if path.suffix in (".parquet", ".geoparquet") else _file(path, strict=True)
+    return _parquet(path, query) if path.suffix in (".parquet", ".geoparquet") else _file(path, True, query.files)
 
 
-def _file(path: Path, strict: bool) -> list[pystac.Item]:
+def _file(path: Path, strict: bool, files: Path | None = None) -> list[pystac.Item]:
     try:
         doc = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise SearchError(
             f"source {path}", rule="must be JSON", value=error, fix="remove or repair the file"
         ) from error
-    kind = doc.get("type") if isinstance(doc, dict) else None
-    if strict and kind in ("Catalog", "Collection"):
-        root = pystac.Catalog.from_file(path) if kind == "Catalog" else pystac.Collection.from_file(path)
-        return [_absolute(item, str(path.resolve())) for item in root.get_items(recursive=True)]
-    # A folder may hold other JSON beside the items; a file that the user names may not.
-    return _items(doc, str(path.resolve())) if strict or list(_features(doc)) or _odata.is_odata(doc) else []
+    home = path.resolve()
+    with understood(f"source {path}", SearchError):
+        kind = doc.get("type") if isinstance(doc, dict) else None
+        if strict and kind in ("Catalog", "Collection"):
+            opened = pystac.Catalog if kind == "Catalog" else pystac.Collection
+            root = opened.from_file(path, stac_io=_FolderIO(home.parent))
+            return [
+                _absolute(item, item.get_self_href() or str(home), files or home.parent)
+                for item in root.get_items(recursive=True)
+            ]
+        # A folder may hold other JSON beside the items; a file that the user names may not.
+        if not (strict or any(_features(doc)) or _odata.is_odata(doc)):
+            return []
+        return [_absolute(item, str(home), files or home.parent) for item in _items(doc, str(home))]
 
 
-def _items(doc: Any, href: str) -> list[pystac.Item]:
+def _items(doc: Any, name: str) -> list[pystac.Item]:
     found = _odata.items_of(doc) if _odata.is_odata(doc) else [pystac.Item.from_dict(d) for d in _features(doc)]
     if not found:
         raise SearchError(
-            f"source {href}", rule="must hold STAC items", value="none", fix="give items, not outlines or a collection"
+            f"source {name}", rule="must hold STAC items", value="none", fix="give items, not outlines or a collection"
         )
-    return [_absolute(item, href) for item in found]
+    return found
 
 
 def _features(doc: Any) -> Iterator[dict[str, Any]]:
@@ -208,17 +289,36 @@ def _features(doc: Any) -> Iterator[dict[str, Any]]:
         yield doc
 
 
-def _absolute(item: pystac.Item, href: str) -> pystac.Item:
-    """Asset paths relative to the item (or to the file that it came from) -> absolute, so that the item can travel."""
-    base = item.get_self_href() or href
-    for asset in item.assets.values():
-        if not is_absolute_href(asset.href):
-            asset.href = make_absolute_href(asset.href, base, start_is_dir=False)
+def _absolute(item: pystac.Item, home: str, files: Path | None) -> pystac.Item:
+    """Asset paths relative to the item (or to where it came from) -> absolute, so that the item can travel.
+
+    Raises
+    ------
+    ItemError
+        An asset that is a file of this machine, and not in the folder `files`; None: from elsewhere, so in no folder.
+    """
+    own = item.get_self_href()
+    # An item that says that it comes from elsewhere is one from elsewhere, also in a file.
+    base, files = (own, None) if own and is_web(own) else (home, files)
+    for key, asset in item.assets.items():
+        href = asset.href if isinstance(asset.href, str) else ""
+        if ":" not in href.partition("/")[0] and not href.startswith("/"):
+            asset.href = href = urljoin(base, href) if is_web(base) else str(local_path(base).parent / href)
+        if is_web(href) or (":" in href.partition("/")[0] and href[:5].lower() != "file:"):
+            continue  # what kinds of addresses are read at all is up to `open_cube`
+        if files is None or not local_path(href).resolve().is_relative_to(files.resolve()):
+            raise ItemError(
+                f"item {item.id!r}, asset {key!r}",
+                rule="names a file of this machine, and comes from elsewhere" if files is None
+                else f"names a file outside {files}",
+                value=href, fix="leave the item out" if files is None else "say files=<folder of the images>",
+            )  # fmt: skip
     return item
 
 
 def _parquet(path: Path, query: Query) -> list[pystac.Item]:
     try:
+        import pyarrow
         import pyarrow.compute as pc
         import pyarrow.dataset as ds
         import rustac
@@ -226,17 +326,29 @@ def _parquet(path: Path, query: Query) -> list[pystac.Item]:
         raise SearchError(
             f"source {path}", rule="needs rustac and pyarrow", value=error, fix='pip install "ogive[search]"'
         ) from error
-    dataset = ds.dataset(path)
+    try:
+        dataset = ds.dataset(path)
+        table = dataset.to_table(filter=_where(dataset.schema.names, query, pc))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SearchError(
+            f"source {path}", rule="must be stac-geoparquet", value=error, fix="write it again"
+        ) from error
+    if not table.num_rows:
+        return []
+    with understood(f"source {path}", SearchError):
+        home = path.resolve()
+        found = _items(rustac.from_arrow(table), str(path))
+        return [_absolute(item, str(home), query.files or home.parent) for item in found]
+
+
+def _where(columns: list[str], query: Query, pc: Any) -> Any:
+    """Area and dates as a condition on the columns of a table; None where everything is wanted."""
     tests = []
-    if query.region is not None and "bbox" in dataset.schema.names:
+    if query.region is not None and "bbox" in columns:
         west, south, east, north = query.region.bounds
         tests += [pc.field("bbox", "xmin") <= east, pc.field("bbox", "xmax") >= west]
         tests += [pc.field("bbox", "ymin") <= north, pc.field("bbox", "ymax") >= south]
     start, end = query.interval
     tests += [pc.field("datetime") >= start] if start else []
     tests += [pc.field("datetime") <= end] if end else []
-    where = None
-    for test in tests:
-        where = test if where is None else where & test
-    table = dataset.to_table(filter=where)
-    return _items(rustac.from_arrow(table), str(path.resolve())) if table.num_rows else []
+    return reduce(operator.and_, tests) if tests else None

@@ -1,5 +1,6 @@
 """Whether what lies there is what was written: every object against the checksum that the ledger holds."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ from ._ledger import PLAN, ROOT, TEMPLATE, Books, Plan, attributes_of, digest, i
 from ._lock import only_writer
 from ._storage import for_all, storage_of
 from ._template import being_written
+from ._trust import understood
 from .errors import StoreError
 
 Fault = tuple[str, str, str]
@@ -36,11 +38,10 @@ def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
         Not an ogive store, its ledger is lost, or it is being written by another run (with `repair`).
     """
     books = Books(storage_of(path))
-    if not repair:
-        return _table(_Check(books).faults)
-    with only_writer(books.target):
+    with only_writer(books.target) if repair else nullcontext(), understood(books.target.name, StoreError):
         check = _Check(books)
-        check.repair()
+        if repair:
+            check.repair()
     return _table(check.faults)
 
 

@@ -19,6 +19,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from ._intake import catalog_folder
+from ._trust import understood
 from .errors import SearchError
 
 _VECTOR_FILES = (".gpkg", ".shp", ".geojson", ".json", ".fgb")
@@ -56,6 +57,14 @@ def resolve_aoi(aoi: Any, outlines: Any = None) -> BaseGeometry:
     >>> resolve_aoi((10.7, 46.7, 10.9, 46.9)).bounds
     (10.7, 46.7, 10.9, 46.9)
     """
+    try:
+        with understood("aoi", SearchError):
+            return _resolve(aoi, outlines)
+    except OSError as error:
+        raise SearchError("aoi", rule="must be a file that can be read", value=error, fix="check the path") from error
+
+
+def _resolve(aoi: Any, outlines: Any) -> BaseGeometry:
     if isinstance(aoi, gpd.GeoDataFrame | gpd.GeoSeries):
         return _checked(_lonlat(aoi, "aoi"))
     if isinstance(aoi, Path) or (isinstance(aoi, str) and not aoi.lstrip().startswith("{")):

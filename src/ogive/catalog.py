@@ -24,6 +24,12 @@ from ._intake import catalog_folder
 from ._intake import open_catalog as open_catalog
 from .errors import ItemError
 
+LARGEST = 1_000_000
+"""Pixels along a side; the largest scenes have some ten thousand, and a wrong number must not fill the memory."""
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_]*:[0-9A-Za-z_.]+")
+# Only what defines a system by itself: PROJ also takes names of files, and grids of shifts are files.
+_WKT = re.compile(r"(?!.*(?:BOUNDCRS|EXTENSION|grids))(?:PROJ|GEOG|GEOD)(?:CRS|CS)\[.*", re.DOTALL | re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -325,7 +331,10 @@ def scene_geobox(item: pystac.Item, asset: str) -> GeoBox:
             rule=f"needs {', '.join(missing)} to know its grid without opening the file",
             fix="search a provider that gives the STAC projection extension, or use ogive.local_items for your files",
         )
-    transform = Affine(*fields["proj:transform"][:6])
+    what = f"item {item.id!r}, asset {asset!r}"
+    transform = Affine(*map(float, fields["proj:transform"][:6]))
+    if not all(map(math.isfinite, transform)) or transform.is_degenerate:
+        raise ItemError(what, rule="needs a proj:transform with pixels of some size", value=tuple(transform)[:6])
     size = next((m for band, m in sensor_of(item).pixel_size.items() if asset in _bands(item).get(band, ())), None)
     if size and "proj:transform" not in own and not math.isclose(abs(transform.a), size):
         raise ItemError(
@@ -334,8 +343,13 @@ def scene_geobox(item: pystac.Item, asset: str) -> GeoBox:
             value=f"{abs(transform.a):g} m in the item's",
             fix="add proj:transform and proj:shape to the asset",
         )
-    height, width = fields["proj:shape"]
-    return GeoBox((int(height), int(width)), transform, fields["proj:code"])
+    height, width = (int(n) for n in fields["proj:shape"])
+    if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+        raise ItemError(what, rule=f"needs a proj:shape of 1 to {LARGEST} pixels a side", value=(height, width))
+    crs = str(fields["proj:code"])
+    if not (_CODE.fullmatch(crs) or _WKT.fullmatch(crs)):
+        raise ItemError(what, rule="needs a code (EPSG:32632) or plain WKT as its coordinate system", value=crs[:200])
+    return GeoBox((height, width), transform, crs)
 
 
 def _crs(fields: Mapping[str, Any]) -> str | None:

@@ -49,6 +49,7 @@ def search(
     max_cloud: Annotated[float | None, typer.Option(help="Most cloud of a scene [percent].")] = None,
     source: Annotated[str, typer.Option(help="Catalog name, STAC API URL, or file.")] = "earth-search",
     outlines: Annotated[Path | None, typer.Option(help="File of RGI outlines.")] = None,
+    files: Annotated[Path | None, typer.Option(help="Folder of the images that a file of items names.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the items as an ItemCollection.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +60,7 @@ def search(
     from .search import search as find
 
     area = resolve_aoi(_aoi(aoi), outlines)
-    items = find(area, datetime, sensor=sensor, max_cloud=max_cloud, source=source)
+    items = find(area, datetime, sensor=sensor, max_cloud=max_cloud, source=source, files=files)
     if output is not None:
         write_items(items, output)
     _show("Scenes", scene_table(items, area), as_json)

@@ -29,6 +29,7 @@ from xarray.core import indexing
 from . import catalog, quality
 from . import grid as grids
 from ._read import READERS, Asset, Reader, Sign, read, relation
+from ._trust import check_href, is_web, understood
 from .aoi import resolve_aoi
 from .errors import GridError, ItemError, ParameterError, SearchError
 
@@ -142,7 +143,7 @@ def open_cube(
     GridError
         Scenes in several coordinate systems, an AOI outside every scene, or almost congruent grids.
     """
-    ordered = sorted(items, key=lambda item: (_time(item), item.id))
+    ordered = [item for _, item in sorted(((_time(item), item) for item in items), key=lambda t: (t[0], str(t[1].id)))]
     if not ordered:
         raise SearchError("items", rule="must hold at least one scene", value=0, fix="widen the search")
     scenes = tuple(_scene(item, band) for item in ordered)
@@ -204,53 +205,70 @@ def usable_share(
 
 
 def _time(item: pystac.Item) -> np.datetime64:
-    stamp = item.datetime or item.common_metadata.start_datetime
-    if stamp is None:
-        raise ItemError(f"item {item.id}", rule="needs a datetime", fix="leave the item out")
-    utc = pd.Timestamp(stamp)
-    return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
+    with understood(f"item {item.id!r:.80}"):
+        stamp = item.datetime or item.common_metadata.start_datetime
+        if stamp is None:
+            raise ItemError(f"item {item.id}", rule="needs a datetime", fix="leave the item out")
+        utc = pd.Timestamp(stamp)
+        return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
 
 
 def _scene(item: pystac.Item, band: str | Mapping[str, str] | None) -> Scene:
-    sensor = catalog.sensor_of(item)
-    wanted = band.get(sensor.name) if isinstance(band, Mapping) else band
-    key = catalog.band_asset(item, wanted)
-    scale, offset = catalog.scale_offset(item, key)
-    mask_key = catalog.mask_asset(item)
-    geobox = catalog.scene_geobox(item, key)
-    mask = None
-    if mask_key is not None:
-        mask = Asset(item.id, _href(item, mask_key), catalog.scene_geobox(item, mask_key))
-    return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "")
+    with understood(f"item {item.id!r:.80}"):
+        sensor = catalog.sensor_of(item)
+        wanted = band.get(sensor.name) if isinstance(band, Mapping) else band
+        key = catalog.band_asset(item, wanted)
+        scale, offset = catalog.scale_offset(item, key)
+        mask_key = catalog.mask_asset(item)
+        geobox = catalog.scene_geobox(item, key)
+        mask = None
+        if mask_key is not None:
+            mask = Asset(item.id, _href(item, mask_key), catalog.scene_geobox(item, mask_key))
+        return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "")
 
 
 def _href(item: pystac.Item, key: str) -> str:
-    return item.assets[key].get_absolute_href() or item.assets[key].href
+    href = item.assets[key].get_absolute_href() or item.assets[key].href
+    what = f"item {item.id!r}, asset {key!r}"
+    own = item.get_self_href()
+    if own and is_web(own) and not is_web(check_href(href, what)):
+        raise ItemError(what, rule="names a file of this machine, and comes from elsewhere", value=href)
+    return check_href(href, what)
 
 
 def _scene_coordinates(items: list[pystac.Item]) -> dict[str, Any]:
-    sun = [catalog.sun_angles(item) for item in items]
-    codes = [catalog.codes(item) for item in items]
-    text = {
-        "scene_id": [item.id for item in items],
-        "platform": [catalog.platform_of(item) for item in items],
-        "sensor": [catalog.sensor_of(item).name for item in items],
-        "relative_orbit": [catalog.relative_orbit(item) for item in items],
-        "processing_baseline": [catalog.processing_baseline(item) for item in items],
-        "mission_code": [c[0] for c in codes],
-        "satellite_code": [c[1] for c in codes],
-        "sensor_code": [c[2] for c in codes],
-    }
-    numbers = {
-        "cloud_cover": [catalog.cloud_cover(item) for item in items],
-        "cloud_cover_land": [catalog.cloud_cover(item, land=True) for item in items],
-        "sun_azimuth": [s[0] for s in sun],
-        "sun_elevation": [s[1] for s in sun],
-    }
+    rows = []
+    for item in items:
+        with understood(f"item {item.id!r:.80}"):
+            rows.append(_words(item) | _numbers(item))
+    columns = {k: [row[k] for row in rows] for k in rows[0]}
     return {
         "time": ("time", np.array([_time(item) for item in items])),
-        **{k: ("time", np.array(v, object)) for k, v in text.items()},
-        **{k: ("time", np.array(v, np.float64)) for k, v in numbers.items()},
+        **{k: ("time", np.array(v, np.float64 if isinstance(v[0], float) else object)) for k, v in columns.items()},
+    }
+
+
+def _words(item: pystac.Item) -> dict[str, Any]:
+    mission, satellite, instrument = catalog.codes(item)
+    return {
+        "scene_id": item.id,
+        "platform": catalog.platform_of(item),
+        "sensor": catalog.sensor_of(item).name,
+        "relative_orbit": catalog.relative_orbit(item),
+        "processing_baseline": catalog.processing_baseline(item),
+        "mission_code": mission,
+        "satellite_code": satellite,
+        "sensor_code": instrument,
+    }
+
+
+def _numbers(item: pystac.Item) -> dict[str, Any]:
+    azimuth, elevation = catalog.sun_angles(item)
+    return {
+        "cloud_cover": catalog.cloud_cover(item),
+        "cloud_cover_land": catalog.cloud_cover(item, land=True),
+        "sun_azimuth": azimuth,
+        "sun_elevation": elevation,
     }
 
 
@@ -265,8 +283,10 @@ def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float 
         )  # fmt: skip
     native = [abs(s.image.geobox.resolution.x) for s in scenes]
     pixel = resolution or min(native)
-    if pixel <= 0:
+    if not (pixel > 0 and math.isfinite(pixel)):
         raise ParameterError("resolution", rule="must be positive [m]", value=pixel)
+    if not (buffer >= 0 and math.isfinite(buffer)):
+        raise ParameterError("buffer", rule="must be 0 or more [m]", value=buffer)
     at = next((k for k, r in enumerate(native) if math.isclose(r, pixel)), 0)
     reference = scenes[at].image.geobox
     boxes = np.array([tuple(s.image.geobox.boundingbox) for s in scenes])
@@ -287,6 +307,11 @@ def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float 
     # Whole pixels of the reference scene; a hair of tolerance keeps an edge that lies on a pixel boundary there.
     x0, x1 = math.floor((left - a.c) / pixel + 1e-6), math.ceil((right - a.c) / pixel - 1e-6)
     y0, y1 = math.floor((a.f - top) / pixel + 1e-6), math.ceil((a.f - bottom) / pixel - 1e-6)
+    if max(y1 - y0, x1 - x0) > catalog.LARGEST:
+        raise GridError(
+            "grid", rule=f"must have at most {catalog.LARGEST} pixels a side", value=(y1 - y0, x1 - x0),
+            fix="choose a smaller area or a larger resolution",
+        )  # fmt: skip
     transform = Affine(pixel, 0, a.c + x0 * pixel, 0, -pixel, a.f - y0 * pixel)
     return GeoBox((max(1, y1 - y0), max(1, x1 - x0)), transform, reference.crs)
 

@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from shapely.geometry import mapping
 
 from . import catalog
+from ._trust import unsigned
 from .errors import ItemError, SearchError
 
 _EXTENSIONS = [
@@ -94,7 +95,7 @@ def local_items(folder: str | Path, *, band: str = "nir", relative_orbit: int | 
 
 
 def write_items(items: pystac.ItemCollection, path: str | Path) -> Path:
-    """Save items as one GeoJSON file that `ogive.search(source=path)` reads back.
+    """Save items as one GeoJSON file that `ogive.search(source=path)` reads back; signatures are left out.
 
     Parameters
     ----------
@@ -107,7 +108,13 @@ def write_items(items: pystac.ItemCollection, path: str | Path) -> Path:
     Path
     """
     target = Path(path)
-    doc = {"type": "FeatureCollection", "features": [item.to_dict(transform_hrefs=False) for item in items]}
+    doc: dict[str, Any] = {
+        "type": "FeatureCollection",
+        "features": [item.to_dict(transform_hrefs=False) for item in items],
+    }
+    for feature in doc["features"]:
+        for part in (*feature["assets"].values(), *feature["links"]):
+            part["href"] = unsigned(part["href"])
     scratch = target.with_name(target.name + ".part")
     scratch.write_text(json.dumps(doc))
     return scratch.replace(target)

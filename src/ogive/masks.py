@@ -11,6 +11,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyogrio
 import pyproj
 import rasterio.features
 import shapely
@@ -174,7 +175,10 @@ def _read(source: Any, name: str, crs: Any) -> gpd.GeoSeries:
     if isinstance(source, gpd.GeoDataFrame | gpd.GeoSeries):
         shapes = source.geometry
     elif isinstance(source, str | PathLike) and Path(source).exists():
-        shapes = gpd.read_file(source).geometry
+        try:
+            shapes = gpd.read_file(source).geometry
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+            raise MaskError(name, rule="must be a vector file", value=error, fix="use GeoPackage") from error
     else:
         shapes = gpd.GeoSeries([resolve_aoi(source)], crs="EPSG:4326")
     if shapes.crs is None:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import correct, filters, masks, store, summary
+from ._trust import plain_yaml, understood, without_secrets
 from .cluster import connect
 from .cube import open_cube, usable_share
 from .errors import PairError, ParameterError
@@ -51,6 +52,7 @@ class SearchSection(_Section):
     max_cloud: float | None = Field(None, description="most cloud of a scene [percent]")
     limit: int | None = Field(None, description="most scenes")
     outlines: str | None = Field(None, description="vector file of RGI outlines, to look up an RGI id")
+    files: str | None = Field(None, description="folder of the images that an items.json names; empty: its own")
 
 
 class CubeSection(_Section):
@@ -116,15 +118,14 @@ class RunConfig(_Section):
         """
         parameters = dict(self.kernel)
         name = parameters.pop("name", "ncc")
-        if name not in KERNELS:
+        if not isinstance(name, str) or name not in KERNELS:
             raise ParameterError("kernel.name", rule=f"must be one of {', '.join(KERNELS)}", value=repr(name))
-        try:
+        known = [f.name for f in fields(KERNELS[name])]  # type: ignore[arg-type]
+        unknown = [key for key in parameters if key not in known]
+        if unknown:
+            raise ParameterError("kernel", rule=f"has the parameters {', '.join(known)}", value=repr(unknown[0]))
+        with understood("kernel", ParameterError):
             return KERNELS[name](**parameters)
-        except TypeError as error:
-            known = ", ".join(f.name for f in fields(KERNELS[name]))  # type: ignore[arg-type]
-            raise ParameterError(
-                "kernel", rule=f"has the parameters {known}", value=str(error).split("argument ")[-1]
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def load(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        content = plain_yaml(path.read_text()) or {}
+    except (OSError, ValueError) as error:
         raise ParameterError(
             str(path), rule="must be a readable YAML file", value=str(error), fix="ogive init run.yaml"
         ) from None
@@ -188,7 +189,7 @@ def load(path: str | Path) -> RunConfig:
         part = content if not section else content.get(section) or {}
         for key in keys:
             value = part.get(key) if isinstance(part, dict) else None
-            if isinstance(value, str) and (key == "output" or (folder / value).exists()):
+            if isinstance(value, str) and (key == "output" or _exists(folder / value)):
                 part[key] = str(folder / value)
     try:
         return RunConfig.model_validate(content)
@@ -199,9 +200,16 @@ def load(path: str | Path) -> RunConfig:
         ) from None
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than a name may be, or not one at all
+        return False
+
+
 _PATHS: dict[str, tuple[str, ...]] = {
     "": ("output", "background"),
-    "search": ("source", "aoi", "outlines"),
+    "search": ("source", "aoi", "outlines", "files"),
     "stable": ("ice", "rock", "water"),
 }
 
@@ -262,7 +270,7 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     query = config.search
     items = search(
         query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
-        limit=query.limit, outlines=query.outlines,
+        limit=query.limit, outlines=query.outlines, files=query.files,
     )  # fmt: skip
     part = config.cube
     area = None if query.aoi is None else _area(query.aoi, query.outlines)
@@ -320,7 +328,8 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
     finally:
         if not any(output.iterdir()):
             output.rmdir()
-    (output / "run.json").write_text(config.model_dump_json(indent=2))
+    # The source may be an address with a password; the report needs none of it.
+    (output / "run.json").write_text(without_secrets(config.model_dump_json(indent=2)))
     # Cheap next to matching: made anew whenever a mask, a filter or the inversion changes.
     velocity = correct_and_filter(config, store.open_velocity(output / MATCHES))
     store.write(velocity, output / VELOCITY, overwrite=True, **how)
@@ -386,10 +395,8 @@ def apply_filters(config: RunConfig, velocity: xr.Dataset) -> xr.Dataset:
     for name, parameters in config.filters.items():
         if name not in summary.FILTERS:
             raise ParameterError("filters", rule=f"are {', '.join(summary.FILTERS)}", value=repr(name))
-        try:
+        with understood(f"filter {name}", ParameterError):
             velocity = getattr(filters, name)(velocity, **parameters)
-        except TypeError as error:
-            raise ParameterError(f"filter {name}", rule="has no such parameter", value=str(error)) from None
     return velocity
 
 
@@ -414,7 +421,8 @@ def _rules(given: dict[str, Any]) -> PairRules:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ParameterError("pairs", rule=f"has the fields {', '.join(known)}", value=unknown)
-    return PairRules(**{k: _tuples(v) for k, v in given.items()})
+    with understood("pairs", ParameterError):
+        return PairRules(**{k: _tuples(v) for k, v in given.items()})
 
 
 def _tuples(value: Any) -> Any:

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -22,6 +23,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from . import _sources, catalog
+from ._trust import understood
 from .aoi import resolve_aoi
 from .errors import ItemError, ParameterError, SearchError
 
@@ -37,6 +39,7 @@ def search(
     source: Any = "earth-search",
     limit: int | None = None,
     outlines: Any = None,
+    files: str | Path | None = None,
 ) -> pystac.ItemCollection:
     """Search scenes over an area.
 
@@ -58,6 +61,8 @@ def search(
         Keep the first ones by date. All pages are read nevertheless, so that "first" does not depend on the source.
     outlines : path or GeoDataFrame, optional
         Where RGI ids are looked up.
+    files : str or Path, optional
+        The folder that a file of items may name images in, its subfolders included. Default: the folder of that file.
 
     Returns
     -------
@@ -70,6 +75,8 @@ def search(
         The source cannot be read, or nothing is left; the message says which filter removed how many.
     ParameterError
         `max_cloud`, `limit`, `sensor` or `datetime` are not possible values.
+    ItemError
+        An item has a field that cannot be understood, or names a file of this machine that it may not (SECURITY.md).
 
     Examples
     --------
@@ -88,7 +95,9 @@ def search(
         raise ParameterError("limit", rule="must be at least 1", value=limit, fix="leave it out for all scenes")
     levels = _levels(sensor)
     region = None if aoi is None else resolve_aoi(aoi, outlines)
-    query = _sources.Query(region, _interval(datetime), sensor, levels, max_cloud)
+    query = _sources.Query(
+        region, _interval(datetime), sensor, levels, max_cloud, None if files is None else Path(files)
+    )
     candidates, name = _sources.read(source, query)
     kept, removed = _filter(candidates, query)
     kept.sort(key=_order)
@@ -126,29 +135,34 @@ def scene_table(items: Iterable[pystac.Item], aoi: Any = None) -> pd.DataFrame:
     """
     region = None if aoi is None else resolve_aoi(aoi)
     rows = []
+    footprints = []
     for item in items:
-        azimuth, elevation = catalog.sun_angles(item)
-        rows.append(
-            {
-                "id": item.id,
-                "datetime": pd.Timestamp(_date(item)).tz_convert(None),
-                "sensor": catalog.sensor_of(item).name,
-                "platform": catalog.platform_of(item),
-                "relative_orbit": catalog.relative_orbit(item),
-                "sun_azimuth": azimuth,
-                "sun_elevation": elevation,
-                "cloud_cover": catalog.cloud_cover(item),
-                "cloud_cover_land": catalog.cloud_cover(item, land=True),
-                "processing_baseline": catalog.processing_baseline(item),
-                "epsg": catalog.epsg_of(item),
-            }
-        )
+        with understood(f"item {item.id!r:.80}"):
+            rows.append(_row(item))
+            footprints.append(None if region is None else _footprint(item))
     columns = ["id", "datetime", "sensor", "platform", "relative_orbit", "sun_azimuth", "sun_elevation"]
     columns += ["cloud_cover", "cloud_cover_land", "processing_baseline", "epsg"]
     table = pd.DataFrame(rows, columns=columns).astype({"datetime": "datetime64[ns]", "epsg": "Int64"})
-    overlap = np.full(len(table), np.nan) if region is None else _overlap([_footprint(item) for item in items], region)
+    overlap = np.full(len(table), np.nan) if region is None else _overlap(footprints, region)
     table.insert(columns.index("processing_baseline"), "overlap", overlap)
     return table
+
+
+def _row(item: pystac.Item) -> dict[str, Any]:
+    azimuth, elevation = catalog.sun_angles(item)
+    return {
+        "id": item.id,
+        "datetime": pd.Timestamp(_date(item)).tz_convert(None),
+        "sensor": catalog.sensor_of(item).name,
+        "platform": catalog.platform_of(item),
+        "relative_orbit": catalog.relative_orbit(item),
+        "sun_azimuth": azimuth,
+        "sun_elevation": elevation,
+        "cloud_cover": catalog.cloud_cover(item),
+        "cloud_cover_land": catalog.cloud_cover(item, land=True),
+        "processing_baseline": catalog.processing_baseline(item),
+        "epsg": catalog.epsg_of(item),
+    }
 
 
 def _levels(sensor: str | None) -> tuple[str, ...]:
@@ -185,7 +199,8 @@ def _filter(items: Iterable[pystac.Item], query: "_sources.Query") -> tuple[list
     removed: Counter[str] = Counter()
     kept: dict[str, pystac.Item] = {}
     for item in items:
-        reason = _reason(item, query)
+        with understood(f"item {item.id!r:.80}"):
+            reason = _reason(item, query)
         if reason:
             removed[reason] += 1
         elif item.id in kept:
@@ -221,6 +236,8 @@ def _one_level(items: list[pystac.Item]) -> list[pystac.Item]:
 
 def _reason(item: pystac.Item, query: "_sources.Query") -> str:
     """Why an item is not wanted; "" if it is."""
+    if not isinstance(item.id, str):
+        raise ItemError("item", rule="must have a text as its id", value=repr(item.id)[:80])
     try:
         sensor = catalog.sensor_of(item)
         level = catalog.product_of(item).name if query.sensor and query.sensor != sensor.name else None

@@ -25,6 +25,7 @@ from typing import Any
 
 import cloudpickle
 import xarray as xr
+import zarr
 from dask.highlevelgraph import HighLevelGraph
 from dask.local import get_sync
 
@@ -48,6 +49,7 @@ from ._ledger import (
 from ._lock import only_writer
 from ._storage import Storage, UnwritableError, for_all, is_url, storage_of
 from ._template import being_written, encoded, template
+from ._trust import assert_codecs, understood
 from ._verify import verify
 from .errors import StoreError
 
@@ -147,6 +149,11 @@ def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = Fa
     target = storage_of(str(path))
     if not is_store(target):
         return open_foreign(path)
+    with understood(target.name, StoreError):
+        return _open(target, partial)
+
+
+def _open(target: Storage, partial: bool) -> xr.Dataset:
     attrs = attributes_of(target)
     if attrs.pop(STATUS, WRITING) == WRITING and not partial:
         count = status(target.name)
@@ -155,6 +162,7 @@ def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = Fa
             f"{count['failed']} failed", fix="run the same write again, or open it with partial=True",
         )  # fmt: skip
     _, plan = opened(target.name)
+    assert_codecs(zarr.open_group(target.zarr(), mode="r"), target.name)
     ds: xr.Dataset = xr.open_zarr(
         target.zarr(), consolidated=True, decode_timedelta=False, mask_and_scale=True, chunks=None
     )
