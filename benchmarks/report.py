@@ -76,7 +76,7 @@ class Table:
 def printed(table: Table) -> str:
     """A table as text: columns as wide as they must be, a figure's name over its column."""
     names = list(dict.fromkeys(name for row in table.rows for name in row.figures))
-    head = ["", *names, "target", ""]
+    head = ["", *names, "target" if any(row.limits for row in table.rows) else "", ""]
     body = [
         [row.name, *(_figure(name, row.figures) for name in names), "; ".join(map(str, row.limits)), row.verdict]
         for row in table.rows

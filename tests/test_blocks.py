@@ -110,4 +110,4 @@ def test_one_task_per_block(moving) -> None:
     tasks = list(_tasks(velocity, grid, list(grid)))
     # What travels with one task does not grow with the number of blocks.
     assert len(tasks) == grid.count
-    assert max(len(blob) for _, blob, _ in tasks) < 60_000
+    assert max(len(blob) for _, (_, blob, _) in tasks) < 60_000

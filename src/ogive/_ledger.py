@@ -14,7 +14,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
@@ -85,14 +85,24 @@ class Plan:
 
     def spans(self) -> dict[str, dict[str, list[int]]]:
         """Where every block lies along each dimension, by its key: start and stop."""
-        ends = [list(accumulate(sizes)) for sizes in self.chunks]
-        return {
-            key_of(index): {
-                dim: [end[k] - sizes[k], end[k]]
-                for dim, sizes, end, k in zip(self.dims, self.chunks, ends, index, strict=True)
-            }
-            for index in self
+        return spans(self.dims, self.chunks)
+
+
+def spans(dims: Sequence[str], chunks: Sequence[Sequence[int]]) -> dict[str, dict[str, list[int]]]:
+    """Where blocks lie along each dimension, by their keys: start and stop.
+
+    Examples
+    --------
+    >>> spans(["y", "x"], [[4, 2], [5]])
+    {'0.0': {'y': [0, 4], 'x': [0, 5]}, '1.0': {'y': [4, 6], 'x': [0, 5]}}
+    """
+    ends = [list(accumulate(sizes)) for sizes in chunks]
+    return {
+        key_of(index): {
+            dim: [end[k] - sizes[k], end[k]] for dim, sizes, end, k in zip(dims, chunks, ends, index, strict=True)
         }
+        for index in product(*(range(len(c)) for c in chunks))
+    }
 
 
 def key_of(index: tuple[int, ...]) -> str:

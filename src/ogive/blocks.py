@@ -168,10 +168,13 @@ def map_overlapping(
         `OUTPUTS` and the kernel's `extras`, each (groups, ny, nx), one task per block behind all of them.
     """
     numbers = [da.from_array(np.arange(len(c)), chunks=1) for c in blocks.chunks]
+    # Cut into batches here: a task that carried the pairs of all blocks would grow with the job.
+    rows = np.fromiter(groups, object, len(groups))
+    batches = da.from_array(rows, chunks=(blocks.chunks[0],), name=f"pairs-{uuid4().hex}")
     # Pixels beyond the last whole cell belong to no cell: leave them out, so that both paths see the same image.
     height, width = (n * blocks.step for n in blocks.cells)
     image, mask = (cube[name].variable[:, :height, :width] for name in ("image", "mask"))
-    arguments: list[Any] = [numbers[0], "b", numbers[1], "y", numbers[2], "x"]
+    arguments: list[Any] = [batches, "b", numbers[0], "b", numbers[1], "y", numbers[2], "x"]
     source: Any = _Windows(image, mask)
     if image.chunks is not None:  # asking for .data would read a lazily indexed cube
         source = None
@@ -181,7 +184,7 @@ def map_overlapping(
         # Dask would make a name from all pixels of a cube in memory.
         _block, "byx", *arguments, name=f"match-{uuid4().hex}", dtype=object, concatenate=True, align_arrays=False,
         adjust_chunks=dict(zip("byx", blocks.chunks, strict=True)), meta=np.empty((0, 0, 0), object),
-        source=source, groups=groups, kernel=kernel, blocks=blocks, prior=prior,
+        source=source, kernel=kernel, blocks=blocks, prior=prior,
     )  # fmt: skip
     return {name: pick(base, name, dtype) for name, dtype in outputs(kernel).items()}
 
@@ -243,6 +246,7 @@ def _overlapped(array: da.Array, blocks: Blocks, outside: float) -> da.Array:
 
 
 def _block(
+    rows: NDArray[np.object_],
     b: NDArray[np.int64],
     y: NDArray[np.int64],
     x: NDArray[np.int64],
@@ -250,14 +254,12 @@ def _block(
     mask: NDArray[np.uint8] | None = None,
     *,
     source: Callable[..., Any] | None,
-    groups: Sequence[NDArray[np.int64]],
     kernel: Kernel,
     blocks: Blocks,
     prior: Prior | None,
 ) -> dict[str, NDArray[Any]]:
     """All pairs of one block: the body of the task."""
-    layers = blocks.rows(int(b[0]))
-    rows = groups[layers]
+    first = blocks.rows(int(b[0])).start
     ys, xs = blocks.window(0, int(y[0])), blocks.window(1, int(x[0]))
     last = {int(scene): k for k, row in enumerate(rows) for scene in row.flat}
     shape = (len(rows), *((hi - lo - 2 * blocks.halo) // blocks.step for lo, hi in (ys, xs)))
@@ -280,7 +282,7 @@ def _block(
             result = kernel.match_stack(pairs)
         elif prior is not None:
             assert isinstance(kernel, Guided)
-            around = prior.window(layers.start + k, int(y[0]) * blocks.tile, int(x[0]) * blocks.tile, shape[1:])
+            around = prior.window(first + k, int(y[0]) * blocks.tile, int(x[0]) * blocks.tile, shape[1:])
             result = kernel.match(*pairs[0], around)
         else:
             result = kernel.match(*pairs[0])

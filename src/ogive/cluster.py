@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any
 
+import dask
+
 from .errors import ClusterError, ParameterError
 
 PACKAGES = ("ogive", "numpy", "dask", "distributed", "xarray", "zarr", "numba")
@@ -86,7 +88,9 @@ def _local(least: int | None, most: int | None, threads: int, options: dict[str,
 
     # Started by the client itself, so that closing the client stops the workers too; a free port for the dashboard.
     options = {"dashboard_address": "127.0.0.1:0", **options}
-    client: Any = Client(n_workers=least, threads_per_worker=threads, **options)  # type: ignore[no-untyped-call]
+    # The scheduler keeps its last thousand messages to every worker, and the graphs of the blocks with them.
+    with dask.config.set({"distributed.admin.low-level-log-length": 10}):
+        client: Any = Client(n_workers=least, threads_per_worker=threads, **options)  # type: ignore[no-untyped-call]
     if most is not None:
         client.cluster.adapt(minimum=least, maximum=most)
     return client

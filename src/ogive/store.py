@@ -44,6 +44,7 @@ from ._ledger import (
     key_of,
     ledger,
     opened,
+    spans,
     status,
 )
 from ._lock import only_writer
@@ -103,7 +104,7 @@ def write(
         if done:
             log.info("%s: %d of %d blocks are done, %d to go", target.name, len(done), plan.count, len(todo))
         body = partial(run_block, path=target.name, job=plan.job, settings=asdict(options.current()))
-        tasks, needs = _tasks(ds, grid, plan, todo), _needs(ds) if resources is None else resources
+        tasks, needs = _tasks(ds, grid, todo), _needs(ds) if resources is None else resources
         failures: list[dict[str, Any]] = []
         with (
             _bar(target.name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
@@ -231,15 +232,15 @@ class _BlockGrid:
         }
 
 
-def _tasks(ds: xr.Dataset, grid: _BlockGrid, plan: Plan, todo: list[tuple[int, ...]]) -> Iterator[Task]:
+def _tasks(ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]) -> Iterator[Task]:
     """One task per block: its key; the key again, its graph, and where it lies."""
-    spans = plan.spans()
+    where = spans(grid.dims, grid.chunks)
     # Culled but not optimised: `dask.optimize` would give each variable a copy of what they share, the matching.
     graph = HighLevelGraph.merge(*(variable.data.dask for variable in grid.lazy.values()))
     for index in todo:
         keys = grid.keys(index)
         blob = cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys))
-        yield key_of(index), (key_of(index), blob, spans[key_of(index)])
+        yield key_of(index), (key_of(index), blob, where[key_of(index)])
 
 
 def _needs(ds: xr.Dataset) -> dict[str, float]:
