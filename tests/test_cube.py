@@ -332,7 +332,11 @@ def test_usable_share_counts_clear_pixels(files, tmp_path) -> None:
     assert share.iloc[0] == 0
     assert share.iloc[1] == pytest.approx(0.75, abs=0.03)
     items[0].assets["nir"].href = str(tmp_path / "gone.tif")
-    with pytest.raises(ReadError, match=r"gone\.tif"):
+    judged = cubes.usable_share(items, og.open_cube(items))
+    assert np.isnan(judged.iloc[0])
+    assert judged.iloc[1] == share.iloc[1]
+    items[0].assets["nir"].href = "http://127.0.0.1:1/busy.tif"
+    with pytest.raises(ReadError, match=r"busy\.tif"), options.using(attempts=1):
         cubes.usable_share(items, og.open_cube(items))
 
 

@@ -1,6 +1,8 @@
 """Windows of real files: right pixels or a clear error, never nodata by accident. No network: servers on 127.0.0.1."""
 
+import contextlib
 import logging
+import pickle
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from ogive import _read, options
+from ogive import _access, _read, catalog, options
+from ogive._access import S3Signer, TokenSigner
 from ogive._read import Asset, OdcReader, StackstacReader, read, relation
-from ogive.errors import GridError, ReadError
+from ogive.errors import GridError, ParameterError, ReadError
 from ogive.testing.readers import FakeReader
-from ogive.testing.servers import range_server
+from ogive.testing.servers import Faults, range_server, s3_server
 
 SENTINEL = GeoBox((330, 310), Affine(10, 0, 340000, 0, -10, 5100000), "EPSG:32632")
 # Landsat puts pixel centres on multiples of 15 m, so that corners lie in between.
@@ -265,16 +268,17 @@ def test_404_fails_at_once_and_names_the_address(scenes, reader) -> None:
 def test_503_is_tried_again_until_it_works(scenes, reader, caplog) -> None:
     asset = scenes["sentinel"]
     window = SENTINEL[100:150, 60:100]
-    with range_server(Path(asset.href).parent, fail_first=2) as server:
+    # GDAL asks for size and content twice each in every attempt.
+    with range_server(Path(asset.href).parent, fail_first=4) as server, options.using(attempts=2):
         remote = Asset("S2A_503", f"{server.url}/sentinel.tif", SENTINEL)
         with caplog.at_level(logging.WARNING, "ogive"):
             values = read(reader, remote, window, "cubic")
-        first = server.statuses("/sentinel.tif")[:3]
-        assert first[:2] == [503, 503]
-        assert first[2] in (200, 206)
+        first = server.statuses("/sentinel.tif")[:5]
+        assert first[:4] == [503] * 4
+        assert first[4] in (200, 206)
     np.testing.assert_array_equal(values, read(reader, asset, window, "cubic"))
     warned = [r.getMessage() for r in caplog.records if r.name == "ogive"]
-    assert warned[0] == "scene S2A_503: attempt 1 of 4 failed, next in 0.0 s"
+    assert warned[0] == "scene S2A_503: attempt 1 of 2 failed, next in 0.0 s"
 
 
 def test_503_for_ever_is_given_up_after_the_attempts(scenes) -> None:
@@ -316,6 +320,97 @@ def test_a_fault_of_the_program_is_not_hidden_as_a_fault_of_the_file() -> None:
     assert wrong.count == 1
 
 
+@both
+@pytest.mark.parametrize("kind", ["503", "500", "429", "timeout", "reset", "short"])
+def test_any_fault_that_passes_leaves_the_pixels_as_they_are(scenes, reader, kind) -> None:
+    asset, window = scenes["sentinel"], SENTINEL[100:250, 60:200]
+    faults = Faults(0.3, (kind,), seed=5, silence=0.4)
+    with range_server(Path(asset.href).parent, faults=faults) as server, options.using(timeout=0.3):
+        remote = Asset("S2A", f"{server.url}/sentinel.tif", SENTINEL)
+        for _ in range(3):
+            values = read(reader, remote, window, "cubic")
+            np.testing.assert_array_equal(values, read(reader, asset, window, "cubic"))
+        assert server.faults[kind] >= 2
+
+
+@both
+def test_a_short_answer_never_becomes_no_data(tmp_path, reader, monkeypatch) -> None:
+    """Cut every answer in turn. Many small tiles: their index alone takes several answers."""
+    grid = GeoBox((1500, 1400), SENTINEL.affine, SENTINEL.crs)
+    noise = np.random.default_rng(1).integers(1, 4000, grid.shape)
+    profile = {"driver": "GTiff", "tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "DEFLATE", "zlevel": 1}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", height=1500, width=1400, count=1, dtype="uint16", nodata=0, crs="EPSG:32632",
+        transform=grid.affine, **profile,
+    ) as file:  # fmt: skip
+        file.write(noise.astype(np.uint16), 1)
+    window = grid[700:740, 650:690]
+    asked = [0, -1]
+
+    def nth(self: Faults, what: str) -> str:
+        asked[0] += 1
+        return "short" if asked[0] == asked[1] else ""
+
+    monkeypatch.setattr(Faults, "draw", nth)
+    with range_server(tmp_path) as server:
+        asset = Asset("a", f"{server.url}/a.tif", grid)
+        for k in range(20):
+            asked[:] = [0, k]
+            # An error is right as well; `read` would then try again.
+            with contextlib.suppress(OSError, RuntimeError), _read._signed(asset, None):
+                values = reader.read(asset, window, "cubic")
+                np.testing.assert_array_equal(values, noise[700:740, 650:690])
+        assert server.faults["short"] >= 6
+
+
+def test_a_read_error_says_what_and_whether_for_good_even_after_a_journey(tmp_path) -> None:
+    error = pickle.loads(pickle.dumps(failure(Asset("S2A", str(tmp_path / "gone.tif?sig=x"), SENTINEL))))
+    assert (error.scene, error.url) == ("S2A", str(tmp_path / "gone.tif"))
+    assert error.window == "50 x 40 px at x 340600-341000, y 5098500-5099000"
+    assert error.permanent
+    assert len(error.args) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "permanent"), [("404", True), ("410", True), ("403", True), ("401", True), ("503", False)]
+)
+def test_which_answers_are_for_good(scenes, status, permanent) -> None:
+    asset = scenes["sentinel"]
+    with range_server(Path(asset.href).parent, faults=Faults(1, (status,))) as server, options.using(attempts=2):
+        assert failure(Asset("a", f"{server.url}/sentinel.tif", SENTINEL)).permanent == permanent
+
+
+@both
+def test_a_damaged_file_is_told_from_a_bad_connection(scenes, tmp_path, reader, caplog) -> None:
+    whole = Path(scenes["sentinel"].href).read_bytes()
+    (tmp_path / "whole.tif").write_bytes(whole)
+    (tmp_path / "torn.tif").write_bytes(whole[: len(whole) * 6 // 10])
+    (tmp_path / "page.tif").write_bytes(b"<html>Not what you were looking for</html>")
+    with range_server(tmp_path) as server, options.using(attempts=2):
+        for name in ("torn", "page"):
+            with pytest.raises(ReadError) as caught:
+                read(reader, Asset(name, f"{server.url}/{name}.tif", SENTINEL), SENTINEL, "cubic")
+            assert caught.value.permanent
+            with pytest.raises(ReadError) as local:
+                read(reader, Asset(name, str(tmp_path / f"{name}.tif"), SENTINEL), SENTINEL, "cubic")
+            assert local.value.permanent
+    # Ranges always come short, whole files come whole: the copy is read at last. And where nothing comes whole, nothing
+    # is known of the file.
+    for ranges_only in (True, False):
+        with range_server(tmp_path, faults=Faults(1, ("short",))) as server, pytest.MonkeyPatch.context() as patch:
+            if ranges_only:
+                patch.setattr(Faults, "draw", lambda self, what: "short" if "bytes=" in what else "")
+            asset = Asset("whole", f"{server.url}/whole.tif", SENTINEL)
+            with options.using(attempts=2):
+                if ranges_only:
+                    np.testing.assert_array_equal(
+                        read(reader, asset, SENTINEL, "cubic"), read(reader, scenes["sentinel"], SENTINEL, "cubic")
+                    )
+                    assert "scene whole: read from a copy of the whole file" in caplog.text
+                else:
+                    assert not failure(asset, reader).permanent
+
+
 # --- signing --------------------------------------------------------------------------------------------------------
 
 TOKEN = "sig=s3cr3tT0ken"
@@ -330,7 +425,7 @@ def test_every_attempt_is_signed_anew(scenes, reader) -> None:
         return f"{url}?{TOKEN}{len(signed)}"
 
     window = SENTINEL[100:150, 60:100]
-    with range_server(Path(scenes["sentinel"].href).parent, fail_first=2) as server:
+    with range_server(Path(scenes["sentinel"].href).parent, fail_first=4) as server, options.using(attempts=2):
         asset = Asset("signed", f"{server.url}/sentinel.tif", SENTINEL)
         values = read(reader, asset, window, "cubic", sign)
     assert signed == [f"{server.url}/sentinel.tif"] * len(signed)
@@ -384,6 +479,121 @@ def test_a_signer_that_fails_is_a_read_error_too() -> None:
 
     message = str(failure(Asset("a", "http://x/a.tif", SENTINEL), FakeReader(lambda s, y, x: y + x), sign=sign))
     assert "scene a" in message
+    assert len(calls) == 8  # four attempts to read, four to copy
     assert "ConnectionError: cannot reach https://token.example/" in message
     assert "s3cr3t" not in message
-    assert len(calls) == 4
+
+
+@pytest.fixture
+def _no_tokens(monkeypatch):
+    monkeypatch.setattr(_access, "_tokens", {})
+
+
+@pytest.mark.usefixtures("_no_tokens")
+def test_a_token_is_fetched_once_and_again_before_it_runs_out(scenes) -> None:
+    folder, window = Path(scenes["sentinel"].href).parent, SENTINEL[100:150, 60:100]
+    for life, fetched in ((3600.0, 1), (2.0, 3)):
+        with range_server(folder, secret="key", life=life) as server:
+            sign = TokenSigner(f"{server.url}/token", "127.0.0.1")
+            asset = Asset("signed", f"{server.url}/sentinel.tif", SENTINEL)
+            for _ in range(3):
+                values = read(READERS[0], asset, window, "cubic", sign)
+                np.testing.assert_array_equal(values, read(READERS[0], scenes["sentinel"], window, "cubic"))
+            assert server.statuses("/token/127/sentinel.tif") == [200] * fetched
+            # Others are none of its business, and without it nothing is to be had, for good.
+            assert sign("https://elsewhere.org/a.tif") == "https://elsewhere.org/a.tif"
+            assert failure(asset).permanent
+
+
+@pytest.mark.usefixtures("_no_tokens")
+def test_a_token_endpoint_in_trouble_is_a_fault_that_passes(scenes) -> None:
+    (Path(scenes["sentinel"].href).parent / "token.html").write_text("<html>s3cr3t</html>")
+    with range_server(Path(scenes["sentinel"].href).parent) as server, options.using(attempts=2):
+        for address in (f"{server.url}/nowhere", f"{server.url}/token.html?"):
+            error = failure(Asset("a", f"{server.url}/sentinel.tif", SENTINEL), sign=TokenSigner(address, "127.0.0.1"))
+            assert not error.permanent
+            assert "s3cr3t" not in str(error)
+
+
+def test_signers_of_the_catalog() -> None:
+    landsat = "https://landsatlook.usgs.gov/data/collection02/a.TIF"
+    usgs = _access.signer("usgs")
+    assert usgs is not None
+    assert usgs(landsat) == "s3://usgs-landsat/collection02/a.TIF"
+    assert usgs.settings["AWS_REQUEST_PAYER"] == "requester"
+    assert _access.signer("cdse").settings["AWS_S3_ENDPOINT"] == "eodata.dataspace.copernicus.eu"
+    assert {e.signer for e in catalog.endpoints().values()} - {None} <= set(catalog.signers())
+    assert all(pickle.loads(pickle.dumps(_access.signer(name))) == _access.signer(name) for name in catalog.signers())
+    with pytest.raises(ParameterError, match="must be a callable or one of none, planetary-computer"):
+        _access.signer("nobody")
+
+
+# --- S3 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket(scenes):
+    torn = Path(scenes["sentinel"].href).with_name("torn.tif")
+    whole = Path(scenes["sentinel"].href).read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server(torn.parent, "scenes") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def aws(monkeypatch, bucket):
+    for name, value in {
+        "AWS_ENDPOINT_URL": bucket, "AWS_ACCESS_KEY_ID": "AKIAs3cr3t", "AWS_SECRET_ACCESS_KEY": "s3cr3t",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("aws")
+@both
+def test_s3_gives_the_same_pixels_and_names_what_is_missing(scenes, reader, caplog) -> None:
+    window = SENTINEL[100:200, 90:190]
+    with caplog.at_level(logging.DEBUG):
+        values = read(reader, Asset("here", "s3://scenes/sentinel.tif", SENTINEL), window, "cubic")
+        gone = failure(Asset("gone", "s3://scenes/gone.tif", SENTINEL), reader)
+    np.testing.assert_array_equal(values, read(reader, scenes["sentinel"], window, "cubic"))
+    assert gone.permanent
+    assert "s3://scenes/gone.tif" in str(gone)
+    assert "s3cr3t" not in "\n".join([str(gone), caplog.text])
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_damaged_file_in_s3_is_known_by_its_whole_copy() -> None:
+    asset = Asset("torn", "s3://scenes/torn.tif", SENTINEL)
+    with pytest.raises(ReadError) as caught:
+        read(READERS[0], asset, SENTINEL, "cubic")
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize(("sign", "header"), [(None, None), (S3Signer(requester_pays=True), "requester")])
+@pytest.mark.usefixtures("aws")
+@both
+def test_the_requester_pays_only_where_he_agreed(scenes, reader, sign, header, monkeypatch) -> None:
+    """A plain file server stands for S3: it sees the headers."""
+    with range_server(Path(scenes["sentinel"].href).parent) as server:
+        (Path(scenes["sentinel"].href).parent / "scenes").mkdir(exist_ok=True)
+        copy = Path(scenes["sentinel"].href).parent / "scenes" / "sentinel.tif"
+        copy.write_bytes(Path(scenes["sentinel"].href).read_bytes())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        read(reader, Asset("a", "s3://scenes/sentinel.tif", SENTINEL), SENTINEL[:50, :50], "cubic", sign)
+        assert {r.headers.get("x-amz-request-payer") for r in server.requests} == {header}
+        assert all("AWS4-HMAC-SHA256" in r.headers["Authorization"] for r in server.requests)
+
+
+@pytest.mark.usefixtures("aws")
+def test_unsigned_access_sends_no_signature(scenes, monkeypatch) -> None:
+    folder = Path(scenes["sentinel"].href).parent
+    (folder / "open").mkdir()
+    (folder / "open" / "a.tif").write_bytes(Path(scenes["sentinel"].href).read_bytes())
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    with range_server(folder) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        read(READERS[0], Asset("a", "s3://open/a.tif", SENTINEL), SENTINEL[:50, :50], "cubic")
+        assert not any("Authorization" in r.headers for r in server.requests)
+        assert server.requests

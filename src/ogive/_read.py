@@ -9,11 +9,19 @@ never becomes nodata.
 
 import datetime as dt
 import logging
+import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Protocol
+from urllib.request import urlopen
 
 import numpy as np
 import pystac
@@ -25,6 +33,8 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from . import options
+from ._access import Sign, s3_settings
+from ._trust import assert_image, redact, without_secrets
 from .errors import GridError, ReadError
 
 log = logging.getLogger("ogive")
@@ -32,12 +42,11 @@ log = logging.getLogger("ogive")
 GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.TIF,.tiff,.jp2,.img",
-    # GDAL remembers that a URL failed; without this a second attempt would not ask again.
-    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
-    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    # GDAL remembers that a URL failed, and what came of it; without this a second attempt would not ask again.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
+    # A tile index that is read bit by bit ends at a short answer without an error: its tiles would be "no data".
+    "GTIFF_USE_DEFER_STRILE_LOADING": "NO",
 }
-Sign = Callable[[str], str]
-"""Turns a bare URL into one that may be read, at read time."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -70,7 +79,9 @@ class OdcReader:
         """Paste where the grids are congruent, else resample (see `relation`)."""
         import odc.stac
 
-        if relation(window, asset.geobox) == "resample" and _untagged(asset.href):
+        related = relation(window, asset.geobox)  # almost equal grids are refused before a file is opened
+        assert_image(asset.href)
+        if related == "resample" and _untagged(asset.href):
             return _warp_untagged(asset, window, resampling)
         loaded = odc.stac.load(
             [_item(asset)], bands=["data"], geobox=window, dtype="float32", nodata=float("nan"),
@@ -87,7 +98,9 @@ class StackstacReader:
         """The same window through stackstac, with every default stated that would shift or hide something."""
         import stackstac
 
-        if relation(window, asset.geobox) == "resample" and _untagged(asset.href):
+        related = relation(window, asset.geobox)  # almost equal grids are refused before a file is opened
+        assert_image(asset.href)
+        if related == "resample" and _untagged(asset.href):
             return _warp_untagged(asset, window, resampling)
         item = _item(asset).to_dict(include_self_link=False, transform_hrefs=False)
         # stackstac 0.5.1 knows proj:epsg only; pystac has rewritten it to proj:code.
@@ -146,67 +159,203 @@ def read(
 ) -> NDArray[np.float32]:
     """Read a window, try again, and say what failed.
 
+    A file that no attempt could read is fetched whole and read here: what a broken connection spoils is read at last,
+    and what cannot be read even so is damaged.
+
     Raises
     ------
     ReadError
-        After the last attempt; names scene, URL (without its query), window and cause.
+        After the last attempt; names scene, URL (without its query), window and cause, and whether it is `permanent`.
     """
     if not _touch(asset.geobox, window):
         return np.full(window.shape, np.nan, np.float32)
     settings = options.current()
     for attempt in range(1, settings.attempts + 1):
-        signed = asset
         try:
             # Signed anew for every attempt: the usual reason to fail half-way is a token that has run out.
-            if sign is not None:
-                signed = replace(asset, href=sign(asset.href))
-            with rasterio.Env(**GDAL_OPTIONS, GDAL_HTTP_TIMEOUT=str(max(1, round(settings.timeout)))):
+            with _signed(asset, sign) as signed:
                 return reader.read(signed, window, resampling)
         except GridError:
             raise
-        except (OSError, RuntimeError, ValueError, RasterioError) as error:
-            cause = _unsigned(str(error).replace(signed.href, asset.url))
-            if attempt == settings.attempts or isinstance(error, ValueError) or _final(cause, sign is not None):
-                # A chained exception would print the signed address below ours.
-                secret = sign is not None or asset.href != asset.url
-                raise ReadError(
-                    f"scene {asset.scene}", rule="its pixels must be readable",
-                    value=f"{asset.url}, window {_text(window)}: {type(error).__name__}: {cause}",
-                    fix="check the address, the file and the access rights, then run the same line again",
-                ) from (None if secret else error)  # fmt: skip
-            pause = settings.backoff * 2 ** (attempt - 1)
-            log.warning(
-                "scene %s: attempt %d of %d failed, next in %.1f s", asset.scene, attempt, settings.attempts, pause
-            )
-            time.sleep(pause)
+        except _FAILURES as error:
+            failure = _failure(error, asset, window, sign)
+            hopeless = failure.permanent or isinstance(error, ValueError)
+        # Never chained: the signed address would be printed below ours, and GDAL's exceptions do not pickle.
+        if hopeless:
+            raise failure
+        if attempt == settings.attempts:
+            return _read_whole(reader, asset, window, resampling, sign, failure)
+        _pause(asset, attempt)
     raise AssertionError("unreachable")
 
 
-def _final(cause: str, signs: bool) -> bool:
+_FAILURES = (OSError, RuntimeError, ValueError, RasterioError)
+
+
+def _read_whole(
+    reader: Reader, asset: Asset, window: GeoBox, resampling: str, sign: Sign | None, failure: ReadError
+) -> NDArray[np.float32]:
+    """Read a copy of the whole file; if that fails too, or no copy is to be had, raise the failure."""
+    attempts = options.current().attempts
+    with tempfile.TemporaryDirectory(prefix="ogive-") as folder:
+        copy = Path(folder) / Path(asset.url).name
+        for attempt in range(1, attempts + 1):
+            try:
+                with _signed(asset, sign) as signed:
+                    _fetch(signed.href, copy, s3_settings() | getattr(sign, "settings", {}))
+                break
+            except (OSError, HTTPException, ImportError) as error:
+                failure.permanent = getattr(error, "code", None) in _GONE
+                passing = "://" in asset.href and not failure.permanent and not isinstance(error, ImportError)
+            if attempt == attempts or not passing:
+                raise failure
+            _pause(asset, attempt)
+        log.warning("scene %s: read from a copy of the whole file", asset.scene)
+        try:
+            return reader.read(replace(asset, href=str(copy)), window, resampling)
+        except _FAILURES as error:
+            failure = _failure(error, asset, window, sign)
+            failure.permanent = not isinstance(error, ValueError)
+        raise failure
+
+
+def _pause(asset: Asset, attempt: int) -> None:
+    settings = options.current()
+    pause = settings.backoff * 2 ** (attempt - 1)
+    text = "scene %s: attempt %d of %d failed, next in %.1f s"
+    log.warning(text, asset.scene, attempt, settings.attempts, pause)
+    time.sleep(pause)
+
+
+@contextmanager
+def _signed(asset: Asset, sign: Sign | None) -> Iterator[Asset]:
+    """The asset with a readable address, and GDAL told how to read it."""
+    settings = options.current()
+    http = {
+        "GDAL_HTTP_TIMEOUT": str(settings.timeout),
+        "GDAL_HTTP_CONNECTTIMEOUT": str(min(20.0, settings.timeout)),
+        "GDAL_HTTP_MAX_RETRY": str(settings.attempts - 1),
+        "GDAL_HTTP_RETRY_DELAY": str(settings.backoff),
+    }
+    signed = asset if sign is None else replace(asset, href=sign(asset.href))
+    with rasterio.Env(**{**GDAL_OPTIONS, **http, **s3_settings(), **getattr(sign, "settings", {})}):
+        yield signed
+
+
+def _failure(error: Exception, asset: Asset, window: GeoBox, sign: Sign | None) -> ReadError:
+    """What failed, in words; permanent where asking again cannot help."""
+    causes: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        text = without_secrets(str(link))
+        causes += [] if any(text in known for known in causes) else [text]
+        link = link.__cause__
+    cause = ": ".join(causes)
+    return ReadError(
+        f"scene {asset.scene}", rule="its pixels must be readable",
+        value=f"{asset.url}, window {_text(window)}: {type(error).__name__}: {cause}",
+        fix="check the address, the file and the access rights, then run the same line again",
+        scene=asset.scene, url=asset.url, window=_text(window), permanent=_final(cause, asset, sign is not None),
+    )  # fmt: skip
+
+
+_GONE = (404, 410)
+_REFUSED = (401, 403)
+
+
+def _final(cause: str, asset: Asset, signs: bool) -> bool:
     """A missing file stays missing; asking again only wastes minutes on a large cube.
 
-    A refusal is final only where nothing is signed: object stores answer 401 or 403 to a token that has run out.
+    A refusal is final only where nothing is signed: object stores answer 401 or 403 to a token that has run out, and
+    S3 to credentials that have.
     """
     status = re.search(r"HTTP response code: (\d+)", cause)
     if status:
-        return status[1] in ("404", "410") or (status[1] in ("401", "403") and not signs)
-    return "No such file" in cause or "not recognized as being in a supported" in cause
+        refused = int(status[1]) in _REFUSED and not signs and not asset.href.startswith("s3://")
+        return int(status[1]) in _GONE or refused
+    return "No such file" in cause if "://" not in asset.href else "The specified key does not exist" in cause
 
 
-def _unsigned(text: str) -> str:
-    """A message without the queries of its addresses."""
-    return re.sub(r"\?[^\s'\"]*", "", text)
+def _fetch(href: str, path: Path, settings: Mapping[str, str]) -> None:
+    """Copy a whole file of the disk, the web or S3, and make sure that it is whole."""
+    if "://" not in href:
+        shutil.copyfile(href, path)
+        return
+    if href.startswith("s3://"):
+        from obstore.exceptions import BaseError
+
+        try:
+            stream, length = _open_s3(href, settings)
+            with path.open("wb") as file:
+                for part in stream:
+                    file.write(part)
+        except BaseError as error:
+            raise ConnectionError(type(error).__name__) from error
+    else:
+        with urlopen(href, timeout=options.current().timeout) as answer, path.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+            length = int(answer.headers["Content-Length"] or -1)
+    if path.stat().st_size != length:
+        raise ConnectionError(f"{path.stat().st_size} of {length} bytes came")
 
 
-def _redact(record: logging.LogRecord) -> bool:
-    """Take the signature out of what the loaders log about an address."""
-    record.msg, record.args = _unsigned(record.getMessage()), None
-    return True
+def _open_s3(href: str, settings: Mapping[str, str]) -> tuple[Iterable[Any], int]:
+    """The bytes of an object, as obstore reads it under GDAL's settings, and their number."""
+    from obstore.store import S3Store
+
+    bucket, _, key = href.removeprefix("s3://").partition("/")
+    how: dict[str, Any] = {"retry_config": {"max_retries": 0}}
+    if "AWS_S3_ENDPOINT" in settings:
+        plain = settings["AWS_HTTPS"] == "NO"
+        how |= {
+            "endpoint": f"{'http' if plain else 'https'}://{settings['AWS_S3_ENDPOINT']}",
+            "virtual_hosted_style_request": settings["AWS_VIRTUAL_HOSTING"] != "FALSE",
+            "client_options": {"allow_http": plain},
+        }
+    if os.environ.get("AWS_NO_SIGN_REQUEST", "NO").upper() in ("YES", "TRUE", "1"):
+        how["skip_signature"] = True
+    if "AWS_REQUEST_PAYER" in settings or "AWS_REQUEST_PAYER" in os.environ:
+        how["request_payer"] = True
+    answer = S3Store(bucket, **how).get(key)
+    return answer.stream(), int(answer.meta["size"])
+
+
+_notes: ContextVar[list[dict[str, str]] | None] = ContextVar("ogive_notes", default=None)
+_warned: set[str] = set()
+
+
+@contextmanager
+def noting() -> Iterator[list[dict[str, str]]]:
+    """Collect what `note` is told in this context.
+
+    Examples
+    --------
+    >>> with noting() as notes:
+    ...     note(ReadError("scene a", scene="a", url="a.tif", permanent=True))
+    >>> notes
+    [{'scene': 'a', 'url': 'a.tif', 'window': '', 'error': 'scene a'}]
+    """
+    notes: list[dict[str, str]] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note(error: ReadError) -> None:
+    """Put an unreadable scene on record: in the notes of `noting`, and once per scene in the log."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.append({"scene": error.scene, "url": error.url, "window": error.window, "error": str(error)})
+    if error.url not in _warned:
+        _warned.add(error.url)
+        log.warning("scene %s is unreadable, its pairs are flagged: %s", error.scene, error)
 
 
 _LOADERS = ("odc.loader._rio", "stackstac.timer", *(f"rasterio.{k}" for k in ("_base", "_env", "_err", "_io", "_warp")))
 for _name in _LOADERS:
-    logging.getLogger(_name).addFilter(_redact)
+    logging.getLogger(_name).addFilter(redact)
 
 
 def _touch(scene: GeoBox, window: GeoBox) -> bool:

@@ -30,7 +30,7 @@ from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 from urllib3.util import Retry
 
-from . import _odata, catalog
+from . import _access, _odata, catalog
 from ._trust import is_web, local_path, redact, understood, without_secrets
 from .errors import ItemError, OgiveError, SearchError
 
@@ -67,8 +67,7 @@ def read(source: Any, query: Query) -> tuple[list[pystac.Item], str]:
         The source does not exist, does not answer, or holds no STAC items.
     """
     if isinstance(source, str) and source in catalog.endpoints():
-        endpoint = catalog.endpoints()[source]
-        return _remote(endpoint.url, query), source
+        return _remote(catalog.endpoints()[source].url, query), source
     if isinstance(source, str) and source.startswith(ADDRESSES):
         return _remote(source, query), without_secrets(source)
     if isinstance(source, str | Path):
@@ -164,7 +163,10 @@ def _remote(url: str, query: Query) -> list[pystac.Item]:
         doc = json.loads(stac_io.read_text(url))
         with understood(f"source {shown}", SearchError):
             if isinstance(doc, dict) and "conformsTo" in doc:
-                found = _api(Client.open(url, stac_io=stac_io), url, query)
+                found, endpoint = _api(Client.open(url, stac_io=stac_io), url, query), _endpoint(url)
+                if endpoint is not None and endpoint.signer is not None:
+                    for item in found:
+                        item.properties[_access.PROPERTY] = endpoint.signer
             elif isinstance(doc, dict) and doc.get("type") in ("Catalog", "Collection"):
                 kind = pystac.Catalog if doc["type"] == "Catalog" else pystac.Collection
                 found = list(kind.from_file(url, stac_io=_StaticIO(stac_io)).get_items(recursive=True))
@@ -202,7 +204,7 @@ def _collections(client: Client, url: str, query: Query) -> list[str]:
 
     Both levels of one sensor would give every scene twice.
     """
-    endpoint = next((e for e in catalog.endpoints().values() if e.url.rstrip("/") == url.rstrip("/")), None)
+    endpoint = _endpoint(url)
     if endpoint:
         there = {level: [name] for level, name in endpoint.collections.items()}
     else:
@@ -221,6 +223,11 @@ def _collections(client: Client, url: str, query: Query) -> list[str]:
             fix="choose another endpoint or sensor",
         )
     return chosen
+
+
+def _endpoint(url: str) -> catalog.Endpoint | None:
+    """The endpoint of `catalogs/stac.yaml` with this address."""
+    return next((e for e in catalog.endpoints().values() if e.url.rstrip("/") == url.rstrip("/")), None)
 
 
 def _local(path: Path, query: Query) -> list[pystac.Item]:

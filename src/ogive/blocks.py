@@ -10,7 +10,7 @@ already lives in Dask chunks the same function gets its window from Dask's own o
 tiling, give the same bits (tests/test_blocks.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -22,7 +22,8 @@ from dask.array.overlap import overlap
 from numpy.typing import NDArray
 
 from . import flags, quality
-from .errors import ParameterError
+from ._read import note
+from .errors import ParameterError, ReadError
 from .kernels import Guided, Kernel
 
 OUTPUTS: dict[str, Any] = {
@@ -147,6 +148,7 @@ def map_overlapping(
     kernel: Kernel,
     blocks: Blocks,
     prior: Prior | None = None,
+    unreadable: str = "flag",
 ) -> dict[str, da.Array]:
     """Apply a matching kernel to every pair, or stack of pairs, and tile, lazily.
 
@@ -161,6 +163,8 @@ def map_overlapping(
         From `plan`.
     prior : Prior, optional
         Displacements to search round.
+    unreadable : {"flag", "fail"}
+        What a scene does to the block that can never be read: flag its pairs, or end the block with the error.
 
     Returns
     -------
@@ -184,7 +188,7 @@ def map_overlapping(
         # Dask would make a name from all pixels of a cube in memory.
         _block, "byx", *arguments, name=f"match-{uuid4().hex}", dtype=object, concatenate=True, align_arrays=False,
         adjust_chunks=dict(zip("byx", blocks.chunks, strict=True)), meta=np.empty((0, 0, 0), object),
-        source=source, kernel=kernel, blocks=blocks, prior=prior,
+        source=source, kernel=kernel, blocks=blocks, prior=prior, unreadable=unreadable,
     )  # fmt: skip
     return {name: pick(base, name, dtype) for name, dtype in outputs(kernel).items()}
 
@@ -257,6 +261,7 @@ def _block(
     kernel: Kernel,
     blocks: Blocks,
     prior: Prior | None,
+    unreadable: str,
 ) -> dict[str, NDArray[Any]]:
     """All pairs of one block: the body of the task."""
     first = blocks.rows(int(b[0])).start
@@ -266,18 +271,21 @@ def _block(
     out = {name: np.empty(shape, dtype) for name, dtype in outputs(kernel).items()}
     outside = _leaves_image(blocks, ys, xs)
     prepared: dict[int, Any] = {}
+    result: Mapping[str, Any]
     for k, row in enumerate(rows):
         for scene in map(int, row.flat):
             if scene not in prepared:
                 if source is not None:
-                    pixels, bits = source(scene, ys, xs)
+                    window = _readable(source, scene, ys, xs, unreadable)
                 else:
                     assert image is not None
                     assert mask is not None
-                    pixels, bits = image[scene], mask[scene]
-                prepared[scene] = kernel.prepare(pixels, quality.usable(bits))
+                    window = image[scene], mask[scene]
+                prepared[scene] = None if window is None else kernel.prepare(window[0], quality.usable(window[1]))
         pairs = [(prepared[int(one)], prepared[int(two)]) for one, two in row]
-        if len(pairs) > 1:
+        if any(scene is None for pair in pairs for scene in pair):
+            result = {name: _UNREADABLE.get(name, np.float32(np.nan)) for name in out}
+        elif len(pairs) > 1:
             assert isinstance(kernel, Guided)  # `track` has asked
             result = kernel.match_stack(pairs)
         elif prior is not None:
@@ -288,10 +296,25 @@ def _block(
             result = kernel.match(*pairs[0])
         for name, values in out.items():
             values[k] = result[name]
-        out["flag"][k][outside & (out["flag"][k] & flags.NO_DATA != 0)] |= flags.OUTSIDE
+        out["flag"][k][outside & flags.has(out["flag"][k], flags.NO_DATA)] |= flags.OUTSIDE
         for scene in {int(s) for s in row.flat if last[int(s)] == k}:
             del prepared[scene]
     return out
+
+
+_UNREADABLE = {"chip": np.uint16(0), "flag": np.uint16(flags.UNREADABLE)}
+"""What a pair of an unreadable scene gets; all else is NaN."""
+
+
+def _readable(source: Callable[..., Any], scene: int, ys: Any, xs: Any, unreadable: str) -> Any:
+    """Pixels and mask bits of a scene; None, and a note, where they can never be read."""
+    try:
+        return source(scene, ys, xs)
+    except ReadError as error:
+        if unreadable == "fail" or not error.permanent:
+            raise
+        note(error)
+        return None
 
 
 def _leaves_image(blocks: Blocks, ys: tuple[int, int], xs: tuple[int, int]) -> NDArray[np.bool_]:

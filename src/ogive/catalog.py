@@ -150,6 +150,20 @@ def endpoints() -> dict[str, Endpoint]:
     return found
 
 
+@cache
+def signers() -> dict[str, dict[str, Any]]:
+    """What `catalogs/stac.yaml` says of each signer, by name.
+
+    Examples
+    --------
+    >>> signers()["usgs"]["kind"]
+    's3'
+    """
+    doc = yaml.safe_load((catalog_folder() / "stac.yaml").read_text())
+    named: dict[str, dict[str, Any]] = doc["metadata"]["signers"]
+    return named
+
+
 def sensor_of(item: pystac.Item) -> Sensor:
     """The sensor of an item: by collection, else platform, else constellation, else the pattern of its id.
 

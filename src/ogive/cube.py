@@ -26,12 +26,13 @@ from odc.geo.geobox import GeoBox
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from . import catalog, quality
+from . import _access, catalog, quality
 from . import grid as grids
-from ._read import READERS, Asset, Reader, Sign, read, relation
+from ._access import Sign
+from ._read import READERS, Asset, Reader, note, read, relation
 from ._trust import check_href, is_web, understood
 from .aoi import resolve_aoi
-from .errors import GridError, ItemError, ParameterError, SearchError
+from .errors import GridError, ItemError, ParameterError, ReadError, SearchError
 
 log = logging.getLogger("ogive")
 
@@ -45,6 +46,7 @@ class Scene:
     offset: float
     mask: Asset | None
     decoder: str
+    sign: Sign | None
 
 
 class SceneStack(BackendArray):
@@ -59,11 +61,9 @@ class SceneStack(BackendArray):
         float32 values with NaN, or uint8 mask bits.
     """
 
-    def __init__(
-        self, scenes: tuple[Scene, ...], geobox: GeoBox, kind: str, reader: Reader, resampling: str, sign: Sign | None
-    ) -> None:
+    def __init__(self, scenes: tuple[Scene, ...], geobox: GeoBox, kind: str, reader: Reader, resampling: str) -> None:
         self.scenes, self.geobox, self.kind = scenes, geobox, kind
-        self.reader, self.resampling, self.sign = reader, resampling, sign
+        self.reader, self.resampling = reader, resampling
         self.shape = (len(scenes), *geobox.shape)
         self.dtype = np.dtype(np.float32 if kind == "image" else np.uint8)
 
@@ -87,8 +87,8 @@ class SceneStack(BackendArray):
         if self.kind == "mask":
             if scene.mask is None:
                 return np.zeros(window.shape, np.uint8)
-            return quality.decode(scene.decoder, read(self.reader, scene.mask, window, "nearest", self.sign))
-        values = read(self.reader, scene.image, window, self.resampling, self.sign)
+            return quality.decode(scene.decoder, read(self.reader, scene.mask, window, "nearest", scene.sign))
+        values = read(self.reader, scene.image, window, self.resampling, scene.sign)
         # 0 is no data for every optical product; files without a nodata tag still hold it. Before the offset, always.
         values = np.where(values == 0, np.float32(np.nan), values)
         return values * np.float32(scene.scale) + np.float32(scene.offset)
@@ -104,7 +104,7 @@ def open_cube(
     grid: GeoBox | None = None,
     loader: str | Reader = "odc",
     resampling: str = "cubic",
-    sign: Sign | None = None,
+    sign: Sign | str | None = None,
 ) -> xr.Dataset:
     """Build a lazy cube of one band; no file is opened.
 
@@ -125,8 +125,9 @@ def open_cube(
     loader : {"odc", "stackstac"} or Reader
     resampling : str
         For scenes that are not congruent with the grid; cubic keeps sharpness, bilinear blurs.
-    sign : callable, optional
-        URL to readable URL, called at read time.
+    sign : callable or str, optional
+        Address to readable address, called at read time; or the name of a signer (`planetary-computer`, `usgs`, `cdse`,
+        `aws-requester-pays`, `none`). Default: that of the archive in which `search` found the scene.
 
     Returns
     -------
@@ -142,11 +143,13 @@ def open_cube(
         An item lacks the band or its projection fields.
     GridError
         Scenes in several coordinate systems, an AOI outside every scene, or almost congruent grids.
+    ParameterError
+        Unknown loader or signer, or a resolution that is not positive.
     """
     ordered = [item for _, item in sorted(((_time(item), item) for item in items), key=lambda t: (t[0], str(t[1].id)))]
     if not ordered:
         raise SearchError("items", rule="must hold at least one scene", value=0, fix="widen the search")
-    scenes = tuple(_scene(item, band) for item in ordered)
+    scenes = tuple(_scene(item, band, sign) for item in ordered)
     geobox = grid if grid is not None else _grid(scenes, aoi, buffer, resolution)
     related = [relation(geobox, s.image.geobox) for s in scenes]
     for mask in {s.mask.geobox for s in scenes if s.mask}:
@@ -155,7 +158,7 @@ def open_cube(
     reader = READERS[loader]() if isinstance(loader, str) and loader in READERS else loader
     if isinstance(reader, str):
         raise ParameterError("loader", rule=f"must be one of {', '.join(READERS)}, or a Reader", value=repr(reader))
-    stacks = {k: SceneStack(scenes, geobox, k, reader, resampling, sign) for k in ("image", "mask")}
+    stacks = {k: SceneStack(scenes, geobox, k, reader, resampling) for k in ("image", "mask")}
     dims = ("time", "y", "x")
     cube = xr.Dataset(
         {
@@ -179,7 +182,7 @@ def open_cube(
 
 
 def usable_share(
-    items: Iterable[pystac.Item], cube: xr.Dataset, band: Any = None, *, sign: Sign | None = None
+    items: Iterable[pystac.Item], cube: xr.Dataset, band: Any = None, *, sign: Sign | str | None = None
 ) -> pd.Series:
     """Share of usable pixels of each scene over the cube's area, from a coarse look (about 1/16 of the resolution).
 
@@ -189,19 +192,30 @@ def usable_share(
     Returns
     -------
     pd.Series
-        0 ... 1, index = scene id, in the cube's order.
+        0 ... 1, index = scene id, in the cube's order; NaN where the scene cannot be read for good, with a warning.
 
     Raises
     ------
     ReadError
-        A scene cannot be read.
+        A scene cannot be read now.
     """
     full = grids.geobox_of(cube)
     factor = max(1, min(16, min(full.shape) // 16))
     coarse = full.zoom_out(factor) if factor > 1 else full
-    look = open_cube(items, band, grid=coarse, resampling="nearest", sign=sign).compute()
-    good = quality.usable(look["mask"].values) & np.isfinite(look["image"].values)
-    return pd.Series(good.mean((1, 2)), index=look["scene_id"].values, name="usable")
+    look = open_cube(items, band, grid=coarse, resampling="nearest", sign=sign)
+    share = [_usable(look.isel(time=k)) for k in range(look.sizes["time"])]
+    return pd.Series(share, index=look["scene_id"].values, name="usable")
+
+
+def _usable(scene: xr.Dataset) -> float:
+    try:
+        good = quality.usable(scene["mask"].values) & np.isfinite(scene["image"].values)
+    except ReadError as error:
+        if not error.permanent:
+            raise
+        note(error)
+        return math.nan
+    return float(good.mean())
 
 
 def _time(item: pystac.Item) -> np.datetime64:
@@ -213,7 +227,7 @@ def _time(item: pystac.Item) -> np.datetime64:
         return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
 
 
-def _scene(item: pystac.Item, band: str | Mapping[str, str] | None) -> Scene:
+def _scene(item: pystac.Item, band: str | Mapping[str, str] | None, sign: Sign | str | None) -> Scene:
     with understood(f"item {item.id!r:.80}"):
         sensor = catalog.sensor_of(item)
         wanted = band.get(sensor.name) if isinstance(band, Mapping) else band
@@ -224,7 +238,9 @@ def _scene(item: pystac.Item, band: str | Mapping[str, str] | None) -> Scene:
         mask = None
         if mask_key is not None:
             mask = Asset(item.id, _href(item, mask_key), catalog.scene_geobox(item, mask_key))
-        return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "")
+        sign = item.properties.get(_access.PROPERTY) if sign is None else sign
+        sign = _access.signer(sign) if isinstance(sign, str) else sign
+        return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "", sign)
 
 
 def _href(item: pystac.Item, key: str) -> str:

@@ -57,7 +57,29 @@ class GridError(OgiveError):
 
 
 class ReadError(OgiveError, OSError):
-    """Pixels could not be read; carries scene, URL, window and cause."""
+    """Pixels could not be read; names scene, URL, window and cause.
+
+    Parameters
+    ----------
+    what : str
+    scene, url, window : str
+        The scene, its address without a signature, the window in words.
+    permanent : bool
+        Whether trying again later can help: not where the file is missing or damaged.
+    rule, value, fix
+        As in `OgiveError`.
+
+    Examples
+    --------
+    >>> ReadError("scene a", scene="a", permanent=True).permanent
+    True
+    """
+
+    def __init__(
+        self, what: str, *, scene: str = "", url: str = "", window: str = "", permanent: bool = False, **parts: Any
+    ) -> None:
+        super().__init__(what, **parts)
+        self.scene, self.url, self.window, self.permanent = scene, url, window, permanent
 
 
 class PairError(OgiveError):

@@ -41,6 +41,9 @@ SCREENED = 16384
 """Inversion: the pairs of this pixel were screened out."""
 NOT_COMPUTED = 32768
 """The block was never computed; the fill value of `flag`."""
+UNREADABLE = NO_DATA | NOT_COMPUTED
+"""A scene of the pair cannot be read, for good. All sixteen bits are taken, and these two never meet otherwise: whoever
+reads them one by one learns that nothing was computed for want of data."""
 
 MEANINGS: dict[int, str] = {
     OUTSIDE: "outside_image",
@@ -59,6 +62,7 @@ MEANINGS: dict[int, str] = {
     GAP: "gap_in_time",
     SCREENED: "all_pairs_screened_out",
     NOT_COMPUTED: "not_computed",
+    UNREADABLE: "scene_unreadable",
 }
 WARNINGS = NOT_REFINED | FEW_NEIGHBOURS | INTERPOLATED | PRIOR_MISSING
 
@@ -71,12 +75,33 @@ def attributes() -> dict[str, Any]:
     >>> attributes()["flag_meanings"].split()[0]
     'outside_image'
     """
+    bits = {bit: text for bit, text in MEANINGS.items() if bit != UNREADABLE}
     return {
         "long_name": "reason why a pixel is not valid, 0 = valid and measured",
         "standard_name": "status_flag",
-        "flag_masks": np.array(list(MEANINGS), np.uint16),
-        "flag_meanings": " ".join(MEANINGS.values()),
+        "flag_masks": np.array(list(bits), np.uint16),
+        "flag_meanings": " ".join(bits.values()),
+        "comment": "no_data_or_masked and not_computed together: a scene of the pair cannot be read",
     }
+
+
+def has(flag: Any, reason: int) -> Any:
+    """True where a flag gives this reason.
+
+    Parameters
+    ----------
+    flag : array of uint16, any shape
+    reason : int
+        A key of `MEANINGS`.
+
+    Examples
+    --------
+    >>> flag = np.array([NO_DATA, NOT_COMPUTED, UNREADABLE], np.uint16)
+    >>> has(flag, NO_DATA).tolist(), has(flag, UNREADABLE).tolist()
+    ([True, False, False], [False, False, True])
+    """
+    mask = UNREADABLE if reason & UNREADABLE else reason
+    return (flag & np.uint16(mask)) == np.uint16(reason)
 
 
 def explain(value: int) -> list[str]:
@@ -87,7 +112,7 @@ def explain(value: int) -> list[str]:
     >>> explain(18)
     ['no_data_or_masked', 'low_correlation']
     """
-    return [text for bit, text in MEANINGS.items() if int(value) & bit]
+    return [text for reason, text in MEANINGS.items() if has(np.uint16(value), reason)]
 
 
 def tally(flag: Any) -> dict[str, int]:
@@ -98,7 +123,7 @@ def tally(flag: Any) -> dict[str, int]:
     >>> tally(np.array([0, RIM, LOW_CORRELATION, LOW_CORRELATION | RIM, LOW_CORRELATION], np.uint16))
     {'low correlation': 3, 'peak on rim of search window': 2}
     """
-    counts = {text.replace("_", " "): int(np.count_nonzero(flag & np.uint16(bit))) for bit, text in MEANINGS.items()}
+    counts = {text.replace("_", " "): int(np.count_nonzero(has(flag, reason))) for reason, text in MEANINGS.items()}
     return {text: n for text, n in sorted(counts.items(), key=lambda item: -item[1]) if n}
 
 

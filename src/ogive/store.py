@@ -48,6 +48,7 @@ from ._ledger import (
     status,
 )
 from ._lock import only_writer
+from ._read import noting
 from ._storage import Storage, UnwritableError, for_all, is_url, storage_of
 from ._template import being_written, encoded, template
 from ._trust import assert_codecs, understood
@@ -261,8 +262,10 @@ def run_block(
     values: dict[str, Any] = {}
     try:
         graph, keys = cloudpickle.loads(blob)
-        with options.using(**settings):
+        with options.using(**settings), noting() as notes:
             values = dict(zip(keys, get_sync(graph, list(keys.values())), strict=True))
+        # Scenes that can never be read: their pairs are flagged, and the row says why.
+        row |= {"unreadable": notes} if notes else {}
     except Exception as error:  # any failure becomes a row with its reason; the driver decides what to do about it
         row |= _failed(error)
     try:

@@ -80,7 +80,7 @@ def tables(
         out["Stable ground"] = ground
     pairs.attrs["units"] = {"days": "d", "shift vx": "m/yr", "shift vy": "m/yr"}
     out["Pairs"] = pairs
-    share = dask.base.compute(*(((corrected["flag"] & np.uint16(bit)) != 0).mean().data for bit in flags.MEANINGS))
+    share = dask.base.compute(*(flags.has(corrected["flag"], reason).mean().data for reason in flags.MEANINGS))
     reasons = pd.DataFrame({"reason": list(flags.MEANINGS.values()), "share of cells": [float(v) for v in share]})
     out["Flags"] = reasons[reasons["share of cells"] > 0].reset_index(drop=True)
     return out

@@ -29,6 +29,7 @@ def track(
     *,
     prior: xr.Dataset | tuple[float, float] | None = None,
     stack: str | Sequence[Sequence[int]] | None = None,
+    unreadable: str = "flag",
     tile: int | None = None,
     batch: int | None = None,
 ) -> xr.Dataset:
@@ -50,6 +51,10 @@ def track(
         stacks the pairs whose middles lie in the same 30 days and whose time spans differ by at most 10 %; lists give
         the rows of `pairs` of each stack. One layer of the result is then one stack: its dates are those of the first
         image 1 and last image 2, `date_dt` is the mean time span, and `stack_count` counts its pairs.
+    unreadable : {"flag", "fail"}
+        What becomes of pairs of a scene that can never be read (missing, damaged, refused; see docs/reading.md):
+        "flag" marks them `scene_unreadable` and warns, "fail" ends their blocks with the error. A cube in Dask chunks
+        always fails. A fault that may pass always ends the block, and the next `write` tries it again.
     tile, batch : int, optional
         Cells along a block's side, pairs in a block. They change speed and memory, never the result.
 
@@ -66,7 +71,8 @@ def track(
     PairError
         No pairs, or pairs that were made for another cube.
     ParameterError
-        The chip does not fit into the image, or a prior or stack is asked of a kernel that knows none.
+        The chip does not fit into the image, a prior or stack is asked of a kernel that knows none, or `unreadable` is
+        neither "flag" nor "fail".
     GridError
         Pixels are not square, or the prior is in another coordinate system.
 
@@ -98,6 +104,8 @@ def track(
         )
     if prior is not None and stack is not None:
         raise ParameterError("prior and stack", rule="exclude each other", fix="leave one out")
+    if unreadable not in ("flag", "fail"):
+        raise ParameterError("unreadable", rule='must be "flag" or "fail"', value=repr(unreadable), fix='use "flag"')
     rows = [[k] for k in range(len(pairs))] if stack is None else stack_rows(pairs, stack)
     scenes = pairs[["i1", "i2"]].to_numpy(np.int64)
     around = None
@@ -105,8 +113,8 @@ def track(
         kernel, around = _prior(prior, pairs, kernel, geobox)
     assert isinstance(kernel, Kernel)
     blocks = block_layer.plan(cube, len(rows), kernel, tile, batch)
-    arrays = block_layer.map_overlapping(cube, [scenes[row] for row in rows], kernel, blocks, around)
-    said: dict[str, Any] = {}
+    arrays = block_layer.map_overlapping(cube, [scenes[row] for row in rows], kernel, blocks, around, unreadable)
+    said: dict[str, Any] = {"unreadable": unreadable}
     if stack is not None:
         said["stack"] = stack if isinstance(stack, str) else rows
     if around is not None:

@@ -1,4 +1,5 @@
 """Servers on 127.0.0.1 for tests: files with HTTP ranges, and a real STAC API. Both log requests and can fail on order.
+Files can also fail by chance, as archives do, or want signed addresses; and there is an object store.
 
 with range_server(folder, fail_first=2) as server:   # every path answers 503 twice, then as it should
     read(server.url + "/scene/B08.tif")
@@ -6,6 +7,8 @@ assert server.statuses("/scene/B08.tif")[:3] == [503, 503, 206]
 """
 
 import contextlib
+import hashlib
+import hmac
 import http.client
 import http.server
 import json
@@ -14,17 +17,20 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pystac
 
@@ -36,14 +42,71 @@ class Request:
     method: str
     path: str
     status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Requests that go wrong for a time.
+
+    Whether one does depends on the seed, on what is asked for and how often it was: not on threads.
+
+    Parameters
+    ----------
+    share : float
+        Share of the requests that go wrong, 0 ... 1.
+    kinds : tuple of str
+        A status (`"503"`), `"timeout"` (no answer), `"reset"` (RST), `"short"` (half of the body, then the end).
+    seed : int
+    silence : float
+        How long a "timeout" says nothing [s].
+    latency : float
+        Wait before every answer [s].
+    """
+
+    share: float = 0.0
+    kinds: tuple[str, ...] = ("503", "500", "429", "timeout", "reset", "short")
+    seed: int = 0
+    silence: float = 1.0
+    latency: float = 0.0
+
+    def draw(self, what: str) -> str:
+        """The fault of a request; "" for none.
+
+        Examples
+        --------
+        >>> Faults(1, ("reset",)).draw("GET /a.tif 1"), Faults(0).draw("GET /a.tif 1")
+        ('reset', '')
+        """
+        chance = zlib.crc32(f"{self.seed} {what}".encode()) / 2**32
+        return self.kinds[int(chance / self.share * len(self.kinds))] if chance < self.share else ""
+
+
+def sign(url: str, *, secret: str, life: float = 2.0) -> str:
+    """A signed address that `range_server(secret=...)` accepts for a while.
+
+    Parameters
+    ----------
+    url : str
+    secret : str
+    life : float
+        How long [s].
+    """
+    return f"{url}?{_token(secret, time.time() + life)}"
+
+
+def _token(secret: str, end: float) -> str:
+    text = f"{end:.3f}"
+    return f"sig={text}-{hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()}"
 
 
 @dataclass
 class Server:
-    """A running server: its address and what it was asked."""
+    """A running server: its address, what it was asked, and how often which fault was made."""
 
     url: str
     requests: list[Request] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
 
     def statuses(self, path: str) -> list[int]:
         """The answers to the requests for one path, in order."""
@@ -104,7 +167,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         """Send one complete answer and log it."""
-        self.server_log.requests.append(Request(self.command, urlsplit(self.path).path, status))
+        self.server_log.requests.append(Request(self.command, urlsplit(self.path).path, status, dict(self.headers)))
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -130,9 +193,58 @@ def _handler(base: type[_Handler], **attributes: Any) -> type[_Handler]:
 
 class _RangeHandler(_Handler):
     root: Path
+    faults: Faults
+    secret: str
+    life: float
+    fault: str
 
     def do_GET(self) -> None:
-        """A file, whole or in part."""
+        """A file, whole or in part, or what goes wrong instead."""
+        time.sleep(self.faults.latency)
+        self.fault = self._drawn()
+        if self.fault == "timeout":
+            time.sleep(self.faults.silence)
+        if self.fault in ("timeout", "reset"):
+            # Closed at once and without a farewell: RST.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
+        elif self.fault.isdigit():
+            self.answer(int(self.fault))
+        elif self.secret and self.path.startswith("/token/"):
+            end = time.time() + self.life
+            stamp = datetime.fromtimestamp(end, UTC).isoformat()
+            self.answer(200, json.dumps({"token": _token(self.secret, end), "msft:expiry": stamp}).encode())
+        elif self.secret and not self._is_signed():
+            self.answer(403)
+        else:
+            self._file()
+
+    do_HEAD = do_GET
+
+    def _drawn(self) -> str:
+        what = f"{self.command} {urlsplit(self.path).path} {self.headers.get('Range', '')}"
+        with self.lock:
+            self.failed[what] = self.failed.get(what, 0) + 1
+            fault = self.faults.draw(f"{what} {self.failed[what]}")
+            if fault:
+                self.server_log.faults[fault] = self.server_log.faults.get(fault, 0) + 1
+        return fault
+
+    def _is_signed(self) -> bool:
+        given = parse_qs(urlsplit(self.path).query).get("sig", [""])[0]
+        end = given.partition("-")[0]
+        return given != "" and f"sig={given}" == _token(self.secret, float(end)) and float(end) > time.time()
+
+    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        """As ever, or with half of the body only."""
+        if self.fault == "short" and body:
+            headers = {**(headers or {}), "Content-Length": str(len(body))}
+            self.close_connection = True
+            body = body[: len(body) // 2]
+        super().answer(status, body, headers)
+
+    def _file(self) -> None:
         failure = self.planned_failure()
         path = (self.root / unquote(urlsplit(self.path).path).lstrip("/")).resolve()
         if failure or not path.is_file() or not path.is_relative_to(self.root):
@@ -156,12 +268,20 @@ class _RangeHandler(_Handler):
         headers = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
         self.answer(206, body, headers | {"Content-Length": str(stop - start)})
 
-    do_HEAD = do_GET
-
 
 @contextlib.contextmanager
-def range_server(folder: str | Path, *, missing: Collection[str] = (), fail_first: int = 0) -> Iterator[Server]:
+def range_server(
+    folder: str | Path,
+    *,
+    missing: Collection[str] = (),
+    fail_first: int = 0,
+    faults: Faults | None = None,
+    secret: str = "",
+    life: float = 2.0,
+) -> Iterator[Server]:
     """Serve a folder over HTTP with range requests, as object stores do.
+
+    For readers in one thread; see `remote_range_server`.
 
     Parameters
     ----------
@@ -170,6 +290,11 @@ def range_server(folder: str | Path, *, missing: Collection[str] = (), fail_firs
         Paths ("/a/b.tif") that answer 404 although the file exists.
     fail_first : int
         How many requests for each path answer 503 before the first success.
+    faults : Faults, optional
+    secret : str
+        Only addresses signed with it (`sign`) are answered, others with 403; `/token/...` hands out tokens.
+    life : float
+        Of such a token [s].
 
     Yields
     ------
@@ -178,11 +303,84 @@ def range_server(folder: str | Path, *, missing: Collection[str] = (), fail_firs
     """
     log = Server("")
     handler = _handler(
-        _RangeHandler, server_log=log, root=Path(folder).resolve(), missing=frozenset(missing), fail_first=fail_first
-    )
+        _RangeHandler, server_log=log, root=Path(folder).resolve(), missing=frozenset(missing), fail_first=fail_first,
+        faults=faults or Faults(), secret=secret, life=life,
+    )  # fmt: skip
     with _running(handler) as url:
         log.url = url
         yield log
+
+
+@contextlib.contextmanager
+def remote_range_server(folder: str | Path, *, faults: Faults | None = None, **how: Any) -> Iterator[Server]:
+    """The same in a process of its own, for readers in several threads.
+
+    Now and then GDAL asks while rasterio holds the lock of the interpreter: a server in the same process could answer
+    only after the request is given up.
+
+    Parameters
+    ----------
+    folder : str or Path
+    faults, how : as in `range_server`
+
+    Yields
+    ------
+    Server
+        `requests` and `faults` are there at the end.
+    """
+    said = json.dumps({"folder": str(folder), "faults": asdict(faults or Faults()), **how})
+    # Run as a file: the package takes seconds to import, and the server needs nothing of it.
+    with subprocess.Popen([sys.executable, __file__, said], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        log = Server(process.stdout.readline().decode().strip())
+        try:
+            yield log
+        finally:
+            requests, counts = json.loads(process.communicate()[0])
+            log.requests += [Request(*request) for request in requests]
+            log.faults |= counts
+
+
+def _serve(said: dict[str, Any]) -> None:
+    """The body of that process: until its input ends."""
+    with range_server(said.pop("folder"), faults=Faults(**said.pop("faults")), **said) as log:
+        sys.stdout.write(f"{log.url}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+    sys.stdout.write(json.dumps([[[r.method, r.path, r.status] for r in log.requests], log.faults]))
+
+
+@contextlib.contextmanager
+def s3_server(folder: str | Path, bucket: str) -> Iterator[str]:
+    """An object store (moto) on 127.0.0.1 that holds the files of a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+    bucket : str
+
+    Yields
+    ------
+    str
+        Its endpoint.
+    """
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        access = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=endpoint, **access)
+        client.create_bucket(Bucket=bucket)
+        for path in Path(folder).iterdir():
+            client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())
+        client.close()
+        yield endpoint
+    finally:
+        server.stop()
 
 
 class _ProxyHandler(_Handler):
@@ -327,3 +525,7 @@ def bucket_server(bucket: str = "glaciers") -> Iterator[str]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))

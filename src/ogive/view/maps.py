@@ -41,6 +41,7 @@ _REASON_COLOURS = {
     flags.GAP: "#555555",
     flags.SCREENED: "#999933",
     flags.NOT_COMPUTED: "#000000",
+    flags.UNREADABLE: "#ddcc77",
 }
 _VALID, _WARNED = "#e8f5ee", "#99ddbb"
 
@@ -288,13 +289,16 @@ def _finish(figure: Figure, ax: Axes, entries: list[Any], title: str) -> None:
 def first_reason(flag: NDArray[Any]) -> NDArray[np.uint16]:
     """The lowest bit that makes a pixel invalid: the first test in the chain that it failed; 0 = valid.
 
+    A scene that cannot be read (two bits) comes before all of them.
+
     Examples
     --------
-    >>> first_reason(np.array([0, flags.NOT_REFINED, flags.RIM | flags.OUTLIER], np.uint16)).tolist()
-    [0, 0, 8]
+    >>> first_reason(np.array([0, flags.NOT_REFINED, flags.RIM | flags.OUTLIER, flags.UNREADABLE], np.uint16)).tolist()
+    [0, 0, 8, 32770]
     """
     reasons = np.asarray(flag, np.uint16) & np.uint16(0xFFFF & ~flags.WARNINGS)
-    return reasons & (~reasons + np.uint16(1))
+    unreadable = flags.has(reasons, flags.UNREADABLE)
+    return np.where(unreadable, np.uint16(flags.UNREADABLE), reasons & (~reasons + np.uint16(1)))
 
 
 def flag_map(
