@@ -331,7 +331,7 @@ def chain(setting: Setting, size: int, repeats: int) -> Table:
     compiled = sum(run.compiled for run in runs)
     rows.append(Row("compilations, all runs", {"compiled": compiled}, (Limit("compiled", high=0),)))
     if MEMORY.exists():
-        estimate = blocks.memory(blocks.plan(cube_of(images), 1, CHAIN), 2, CHAIN) / 1e6
+        estimate = blocks.memory(blocks.plan(cube_of(images), 1, CHAIN), [np.array([[0, 1]])], CHAIN) / 1e6
         growth = runs[-1].memory / runs[0].memory - 1
         figures = {"MB": runs[-1].memory, "estimate MB": estimate, "growth": growth}
         limits = (Limit("growth", high=0.05), Limit("MB", high=estimate))

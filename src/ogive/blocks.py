@@ -10,6 +10,7 @@ already lives in Dask chunks the same function gets its window from Dask's own o
 tiling, give the same bits (tests/test_blocks.py).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -326,14 +327,39 @@ def _leaves_image(blocks: Blocks, ys: tuple[int, int], xs: tuple[int, int]) -> N
     return axes[0][:, None] | axes[1][None, :]
 
 
-def memory(blocks: Blocks, scenes: int, kernel: Kernel) -> int:
-    """Upper estimate of the memory of one block [bytes]: prepared scenes, one read, what is in the making, outputs."""
-    side = blocks.tile * blocks.step + 2 * blocks.halo
-    cells = blocks.batch * blocks.tile**2
-    sizes = int(np.size(kernel.chip))
-    # Image, mask, integral image, polyphase order; two tables for each chip; gradients, spline and mask (17), or for a
-    # stack three planes of both images of a pair (24).
-    per_scene = 4 + 1 + 4 + 4 + 24 + 8 * sizes
-    working = 4 * 6 + 16 * 2  # filter and masked planes, float64 sums
-    per_cell = sum(np.dtype(dtype).itemsize for dtype in outputs(kernel).values())
-    return int(side**2 * (min(scenes, 2 * blocks.batch) * per_scene + working) + cells * (per_cell + 12))
+def memory(blocks: Blocks, groups: Sequence[NDArray[np.int64]], kernel: Kernel) -> int:
+    """Upper bound of the memory of one block [bytes]: its largest, as `_block` goes through its pairs.
+
+    Scenes that are prepared and wanted again, the window at hand, what the kernel has in the making, and the answers;
+    then the variables that `track` makes of these, and their compressed copies.
+    """
+    cells = (min(blocks.tile, blocks.cells[0]), min(blocks.tile, blocks.cells[1]))
+    pixels = (cells[0] * blocks.step + 2 * blocks.halo) * (cells[1] * blocks.step + 2 * blocks.halo)
+    layer = cells[0] * cells[1] * sum(np.dtype(dtype).itemsize for dtype in outputs(kernel).values())
+    taken = {n: kernel.memory(cells, n) for n in {len(row) for row in groups}}
+    most = 0.0
+    for b in range(len(blocks.chunks[0])):
+        rows = groups[blocks.rows(b)]
+        last = {int(scene): k for k, row in enumerate(rows) for scene in row.flat}
+        kept: dict[int, float] = {}
+        roles: set[tuple[int, int]] = set()
+        for k, row in enumerate(rows):
+            need = taken[len(row)]
+            answers = (k + 1) * layer + _IMAGE_AND_MASK * pixels
+            for scene in {int(s) for s in row.flat} - set(kept):
+                most = max(most, answers + sum(kept.values()) + need.prepare)
+                kept[scene] = need.scene
+            # The scenes of a pair stay until the next pair is ready.
+            kept = {scene: size for scene, size in kept.items() if last[scene] >= k}
+            for role, scene in {(role, int(pair[role])) for pair in row for role in (0, 1)} - roles:
+                roles.add((role, scene))
+                kept[scene] += (need.first, need.second)[role]
+            most = max(most, answers + sum(kept.values()) + need.match)
+        most = max(most, _LABELLED * len(rows) * layer)
+    return math.ceil(most)
+
+
+_IMAGE_AND_MASK = 5
+"""Bytes of a pixel as it was read."""
+_LABELLED = 3.0
+"""The answers of a block, the variables of a velocity, and one of them compressed, per answers."""

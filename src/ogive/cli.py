@@ -97,16 +97,23 @@ def init(
 
 
 @app.command()
-def explain(path: RunFile, as_json: Json = False) -> None:
-    """Say what a run costs: scenes, pairs, blocks, gigabytes, memory; reads no pixels."""
+def explain(
+    path: RunFile,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Compute one block here, to tell minutes; reads its scenes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run costs: scenes, pairs, blocks, gigabytes, memory, precision; reads no pixels unless calibrated."""
     from dataclasses import asdict
 
     from . import run as runs
     from .explain import explain as price
 
-    cost = price(runs.prepare(runs.load(path), check=False)[1])
+    config = runs.load(path)
+    cost = price(runs.prepare(config, check=False)[1], workers=config.workers, calibrate=calibrate)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(cost)) + "\n")
+        sys.stdout.write(json.dumps({**asdict(cost), "worker_gigabytes": cost.worker_gigabytes}) + "\n")
     else:
         console.print(str(cost))
 

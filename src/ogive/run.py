@@ -318,10 +318,10 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
     if output.exists() and not output.is_dir():
         raise ParameterError("output", rule="must be a folder", value=str(output), fix="choose another name")
     _, matches = prepare(config)
-    log.info("%s", explain(matches))
     output.mkdir(exist_ok=True)
     if client is None and config.cluster:
         client = connect(config.cluster, workers=config.workers)
+    log.info("%s", explain(matches, client, workers=config.workers))
     how = {"client": client, "progress": progress, "workers": config.workers}
     try:
         store.write(matches, output / MATCHES, **how)

@@ -181,6 +181,19 @@ def _block(
     }
 
 
+def memory(fixed: tuple[Any, ...], read: int) -> int:
+    """Upper bound of the memory of a block for each of its pixels [bytes], of which `read` are velocities and errors.
+
+    These are there as they are read and once more, all pairs together; answers in double and single precision, and as
+    they are written. `fixed` as in `_block`.
+    """
+    method, _, edges = fixed[:3]
+    answers = sum(
+        (len(edges) if dims else 1) * np.dtype(dtype).itemsize for dims, dtype, _ in method.variables.values()
+    )
+    return int(2 * read + 4 * answers)
+
+
 def _lazy_block(arrays: list[xr.DataArray], fixed: tuple[Any, ...]) -> dict[str, da.Array]:
     """One `_block` task for each spatial chunk, then one cheap task per variable and chunk that picks its array."""
     chunks = arrays[0].chunksizes or arrays[1].chunksizes

@@ -2,7 +2,7 @@
 
 A kernel turns two windows of a scene pair into displacements. It never sees a date, a coordinate system or a Dask
 array: `blocks.map_overlapping` cuts the windows, `track` turns pixels into meter/year. A kernel is a frozen dataclass
-of its parameters with five members (`Kernel`); whatever is in `KERNELS` is run through the contract tests.
+of its parameters with a few members (`Kernel`); whatever is in `KERNELS` is run through the contract tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import flags
 from ..errors import ParameterError
+from ._memory import PREPARE, Footprint
 from .ncc import GRADIENT, NCC
 from .orientation import OrientationCorrelation
 from .phase import PhaseCorrelation
@@ -47,6 +48,9 @@ class Kernel(Protocol):
 
     def halo(self) -> int:
         """Pixels needed beyond the output cells, on each side."""
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+        """Upper bound of the memory of a block of (ny, nx) cells, whose layers are made of so many pairs each."""
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
         """Everything that belongs to one scene window and is shared by all its pairs (filters, tables)."""
@@ -112,6 +116,12 @@ class Custom:
         """Pixels needed beyond the output cells."""
         return self.margin
 
+    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+        """Image, mask and answers; what the function itself takes nobody knows."""
+        height, width = (n * self.step + 2 * self.margin for n in cells)
+        n = height * width
+        return Footprint(scene=5 * n, prepare=PREPARE * n, match=64 * cells[0] * cells[1])
+
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
         """The window as it is, NaN where masked."""
         return np.where(valid, image, np.float32(np.nan)), valid
@@ -151,6 +161,7 @@ __all__ = [
     "NCC",
     "Custom",
     "Displacements",
+    "Footprint",
     "Guided",
     "Kernel",
     "OrientationCorrelation",

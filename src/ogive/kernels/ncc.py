@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .. import enhance, flags
 from .._neighbours import REJECTED, agreement
 from ..errors import ParameterError
-from . import _ncc_cupy, _ncc_reference, _refine, _search
+from . import _memory, _ncc_cupy, _ncc_reference, _refine, _search
 from ._affine import SMALLEST
 from ._geometry import Geometry, Scene, check_centred, check_limits, check_window
 from ._judge import MIN_VALID, choose, judged, median_of_nine
@@ -263,6 +263,26 @@ class NCC:
         found = _search.search_stack(scenes, kinds, self._least)
         # CLEAN < MASKED < EMPTY: a cell is empty where all pairs are.
         return self._finish(found, np.min(kinds, axis=0), np.zeros(none.shape[1:], np.bool_), pairs)
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1) -> _memory.Footprint:
+        """Upper bound of the memory of one block of so many cells; of `pairs` stacked pairs."""
+        ny, nx = (n + 2 * self.margin for n in cells)
+        window = (cells[0] * self.step + 2 * self.halo(), cells[1] * self.step + 2 * self.halo())
+        taken = _memory.Footprint(match=(_memory.JUDGED * len(self.chips) + _memory.CHOSEN) * ny * nx)
+        if pairs == 1 and self.prior:
+            taken += _memory.searched(self._geometry, window, (ny, nx), 1, self.search, (4, 4))
+        else:
+            limit = self._factor // 2 + 2 if pairs == 1 and self._factor > 1 else None
+            taken += _memory.searched(self._geometry, window, (ny, nx), pairs, limit)
+        if self.search_enhance is not None and self.search_enhance != self.enhance:
+            taken += _memory.filtered(window)
+        if self.refine != "quadric":
+            taken += _memory.refined(window, (ny, nx))
+        if self._factor > 1:
+            coarse = self._coarse
+            reduced = tuple((n // self._factor - 2 * coarse.halo()) // coarse.step for n in window)
+            taken += coarse.memory((reduced[0], reduced[1]))
+        return taken
 
     # --- geometry ---
 

@@ -19,6 +19,7 @@ from .. import enhance, flags
 from ..errors import ParameterError
 from ._geometry import Geometry, Scene, check_centred, check_limits, check_window
 from ._judge import MIN_SEARCHED, MIN_VALID
+from ._memory import CHOSEN, JUDGED, Footprint, polyphase, ring
 from ._ncc_numba import CLEAN, MASKED, F, U, across, add, block_row, grow, thin, wanted
 from ._peaks import NOTHING, peaks
 from ._search import EVERYWHERE, constants, strips
@@ -109,6 +110,16 @@ class OrientationCorrelation:
     def halo(self) -> int:
         """Pixels needed beyond the output cells: half a chip, the search window, the filter, the difference."""
         return max(0, (self.chip - self.step) // 2) + self.search + enhance.get(self.enhance).halo + 1
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+        """Upper bound of the memory of one block of so many cells: components and weight as images and in polyphase
+        order, two masks with their integral images; a strip's ring of products and counts."""
+        height, width = (n * self.step + 2 * self.halo() for n in cells)
+        g, n = self._geometry, height * width
+        widest = max(columns.stop - columns.start for columns in strips(g, g.search, cells[1]))
+        phased = 3 * polyphase((height, width), g.block)
+        match = ring(g, g.search, widest, 3) + (JUDGED + CHOSEN) * cells[0] * cells[1]
+        return Footprint(scene=26 * n + phased, prepare=46 * n + phased, match=match)
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Directions:
         """Directions of one window (h, w).

@@ -21,6 +21,7 @@ from scipy import fft
 from .. import flags
 from ..errors import ParameterError
 from ._geometry import Scene
+from ._memory import Footprint
 from ._ncc_numba import U
 from .ncc import NCC, Prepared
 from .subpixel import JIT
@@ -103,6 +104,11 @@ class PhaseCorrelation:
     def halo(self) -> int:
         """Pixels needed beyond the output cells, as NCC."""
         return self._whole.halo()
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+        """Upper bound of the memory of one block of so many cells: NCC, then a batch of windows and their spectra."""
+        batch = 2 * _BATCH * self.chip * self.chip
+        return self._whole.memory(cells, pairs) + Footprint(match=12 * batch + 120 * cells[0] * cells[1])
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Prepared:
         """Filter one window (h, w).
