@@ -125,7 +125,8 @@ def explain(ds: xr.Dataset, client: Any = None, *, workers: int | None = None, c
         layer = _layer(ds, function)
         if layer is None:
             continue
-        job = _arguments(ds, layer) | {"operands": [index for _, index in layer.indices if index is not None]}
+        operands = [(name, index) for name, index in layer.indices if index is not None]
+        job = _arguments(ds, layer) | {"names": [n for n, _ in operands], "operands": [index for _, index in operands]}
         cost: Explanation = replace(price(ds, job), threads=each)
         if not calibrate:
             return cost
@@ -149,8 +150,17 @@ def _arguments(ds: xr.Dataset, layer: Any) -> dict[str, Any]:
     return {name: graph[value.key]() if hasattr(value, "key") else value for name, value in given}
 
 
+def _groups(ds: xr.Dataset, job: dict[str, Any]) -> list[Any]:
+    """The pairs, batch by batch, as the first operand of the layer has them."""
+    name = job["names"][0]
+    keys = [(name, b) for b in range(len(job["blocks"].chunks[0]))]
+    graph = ds["vx"].data.dask.cull(set(keys)).to_dict()
+    return [row for batch in get_sync(graph, keys) for row in batch]
+
+
 def _tracking(ds: xr.Dataset, job: dict[str, Any]) -> Explanation:
-    layout, groups, kernel = job["blocks"], job["groups"], job["kernel"]
+    job["groups"] = groups = _groups(ds, job)
+    layout, kernel = job["blocks"], job["kernel"]
     sides = [
         sum(last - first for first, last in (layout.window(axis, k) for k in range(len(layout.chunks[axis + 1]))))
         for axis in (0, 1)
