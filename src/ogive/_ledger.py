@@ -18,12 +18,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._storage import Storage, for_all, storage_of
 from ._trust import STUMBLES, understood
 from .errors import StoreError
 from .grid import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import icechunk
 
 log = logging.getLogger("ogive")
 
@@ -251,8 +254,10 @@ def _plan(data: bytes, name: str) -> Plan:
     return Plan(**content)
 
 
-def status(path: str | Path) -> dict[str, int]:
+def status(path: "str | Path | icechunk.Repository") -> dict[str, int]:
     """How far a store is: `blocks`, `done`, `failed`.
+
+    Of a repository: what main holds; before anything is on main, what an unfinished run has saved.
 
     Raises
     ------
@@ -260,17 +265,21 @@ def status(path: str | Path) -> dict[str, int]:
         Not an ogive store.
     """
     with understood(str(path), StoreError):
-        books, plan = opened(path)
-        states = [row["status"] for row in books.rows()]
-        return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
+        return counts(*opened(path))
 
 
-def ledger(path: str | Path) -> list[dict[str, Any]]:
+def counts(books: Books, plan: Plan) -> dict[str, int]:
+    """The blocks of a plan, and how many rows say what."""
+    states = [row["status"] for row in books.rows()]
+    return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
+
+
+def ledger(path: "str | Path | icechunk.Repository") -> list[dict[str, Any]]:
     """All ledger rows of a store, in block order; a row that cannot be read counts as not there."""
     return Books(storage_of(path)).rows()
 
 
-def opened(path: str | Path) -> tuple[Books, Plan]:
+def opened(path: "str | Path | Storage | icechunk.Repository") -> tuple[Books, Plan]:
     """The books and the plan of an existing store.
 
     Raises

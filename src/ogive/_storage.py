@@ -234,15 +234,21 @@ class Bucket:
         return ObjectStore(self.store, read_only=True)
 
 
-def storage_of(path: str | Path) -> Storage:
-    """The storage behind a path or URL.
+def storage_of(path: Any) -> Storage:
+    """The storage behind a path or URL, or behind an Icechunk repository: an open one, or a name with its suffix.
 
     Examples
     --------
     >>> storage_of("a/b.zarr").beside(".ledger").name.endswith("a/b.zarr.ledger")
     True
     """
+    if isinstance(path, Folder | Bucket):
+        return path
     text = str(path)
+    if not isinstance(path, str | Path) or text.rstrip("/").endswith(".icechunk"):
+        from ._icechunk import snapshot_of
+
+        return snapshot_of(path)
     if is_url(text):
         return Bucket(text)
     return Folder(Path(text).absolute())

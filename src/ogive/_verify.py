@@ -2,9 +2,14 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+if TYPE_CHECKING:
+    import icechunk
+
+from ._icechunk import Snapshot, reopen
 from ._ledger import PLAN, ROOT, TEMPLATE, Books, Plan, attributes_of, digest, is_done
 from ._lock import only_writer
 from ._storage import for_all, storage_of
@@ -16,15 +21,16 @@ Fault = tuple[str, str, str]
 """Block, variable or file, problem."""
 
 
-def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
+def verify(path: "str | Path | icechunk.Repository", *, repair: bool = False) -> pd.DataFrame:
     """Read every object back and compare it with the ledger.
 
     Parameters
     ----------
-    path : path or URL
+    path : path, URL or icechunk.Repository
     repair : bool
         Restore metadata and coordinates from the ledger's copy, drop the rows of bad blocks, so that the same `write`
-        computes these again and no others, and take leftover temporary files away.
+        computes these again and no others, and take leftover temporary files away. Of a repository, save what is
+        whole for the same `write`, which puts a whole snapshot on main.
 
     Returns
     -------
@@ -38,6 +44,12 @@ def verify(path: str | Path, *, repair: bool = False) -> pd.DataFrame:
         Not an ogive store, its ledger is lost, or it is being written by another run (with `repair`).
     """
     books = Books(storage_of(path))
+    if repair and isinstance(books.target, Snapshot):
+        with books.target.versions.only_writer(), understood(books.target.name, StoreError):
+            check = _Check(Books(storage_of(path)))
+            if check.faults:
+                reopen(books.target, check.plan, check.bad)
+        return _table(check.faults)
     with only_writer(books.target) if repair else nullcontext(), understood(books.target.name, StoreError):
         check = _Check(books)
         if repair:

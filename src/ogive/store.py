@@ -15,13 +15,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import xarray as xr
@@ -32,6 +33,7 @@ from dask.local import get_sync
 from . import options
 from ._execute import Task, execute
 from ._foreign import open_foreign
+from ._icechunk import Snapshot, snapshot_of, write_snapshot
 from ._ledger import (
     ROOT,
     STATUS,
@@ -39,6 +41,7 @@ from ._ledger import (
     Books,
     Plan,
     attributes_of,
+    counts,
     digest,
     is_store,
     key_of,
@@ -55,13 +58,16 @@ from ._trust import assert_codecs, understood
 from ._verify import verify
 from .errors import StoreError
 
+if TYPE_CHECKING:
+    import icechunk
+
 log = logging.getLogger("ogive")
 
 
 def write(
-    ds: xr.Dataset, path: str | Path, *, client: Any = None, overwrite: bool = False, progress: bool = True,
-    workers: int | None = None, resources: dict[str, float] | None = None,
-) -> Path | str:  # fmt: skip
+    ds: xr.Dataset, path: "str | Path | icechunk.Repository", *, client: Any = None, overwrite: bool = False,
+    progress: bool = True, workers: int | None = None, resources: dict[str, float] | None = None,
+) -> "Path | str | icechunk.Repository":  # fmt: skip
     """Compute a lazy dataset block by block into a store; interrupt it, run the same line again, it goes on.
 
     Parameters
@@ -70,11 +76,13 @@ def write(
         From `track`, `invert` or anything made from them; its Dask chunks are the blocks.
     path : path or URL
         The store; its ledger lies beside it as `<path>.ledger`. Buckets (`s3://`, `gs://`, `az://`) take endpoint and
-        credentials from the environment, on the workers too.
+        credentials from the environment, on the workers too. A name that ends in `.icechunk`, or an open
+        `icechunk.Repository`: one new snapshot of its main branch, made when all is done.
     client : distributed.Client, optional
         Where to compute. Default: threads of this process.
     overwrite : bool
-        Replace an ogive store that holds something else. Never replaces anything that is not an ogive store.
+        Replace an ogive store that holds something else; a repository keeps the old snapshots. Never replaces
+        anything that is not an ogive store.
     progress : bool
         Show a progress bar on the terminal.
     workers : int, optional
@@ -85,7 +93,7 @@ def write(
     Returns
     -------
     Path or str
-        The store.
+        The store; a repository as it was given.
 
     Raises
     ------
@@ -97,36 +105,39 @@ def write(
     ds = ds.assign_coords({n: c.compute() for n, c in ds.coords.items() if c.chunks is not None})
     ds = ds.assign({n: v.compute() for n, v in ds.data_vars.items() if v.chunks is not None and v.dtype == object})
     grid = _BlockGrid(ds)
+    job = fingerprint(ds)
+    block = partial(run_block, job=job, settings=asdict(options.current()))
+    needs = _needs(ds) if resources is None else resources
+    spread = partial(execute, client=client, workers=workers, resources=needs)
+    if isinstance(target, Snapshot):
+        with target.versions.only_writer() as still_ours:
+            versions = snapshot_of(path).versions
+            if _existing(versions.main(), job, overwrite) is None or versions.unfinished(job) is not None:
+                plan, objects = _planned(ds, grid, job)
+                compute = partial(_compute, ds, grid, spread, progress, still_ours)
+                failures = write_snapshot(versions, plan, objects, block, spread, compute)
+                if failures:
+                    raise _blocks_failed(versions.name, failures, plan.count, len(failures) == plan.count)
+        return path
     with only_writer(target) as still_ours:
-        plan, created = _prepare(ds, target, grid, overwrite)
+        plan, created = _prepare(ds, target, grid, job, overwrite)
         books = Books(target)
-        done = books.done(plan)
-        todo = [index for index in grid if key_of(index) not in done]
-        if done:
-            log.info("%s: %d of %d blocks are done, %d to go", target.name, len(done), plan.count, len(todo))
-        body = partial(run_block, path=target.name, job=plan.job, settings=asdict(options.current()))
-        tasks, needs = _tasks(ds, grid, todo), _needs(ds) if resources is None else resources
-        failures: list[dict[str, Any]] = []
-        with (
-            _bar(target.name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
-            closing(execute(body, tasks, client=client, workers=workers, resources=needs)) as results,
-        ):
-            for key, result in results:
-                still_ours()
-                row = result if isinstance(result, dict) else _died(books, key, result)
-                if row["status"] == "unwritable":
-                    raise UnwritableError(row["error"])
-                advance()
-                if row["status"] != "done":
-                    failures.append(row)
+        done = len(books.done(plan))
+        failures = _compute(ds, grid, spread, progress, still_ours, plan, books, partial(block, path=target.name))
         if failures:
-            _give_up(target, books, created and len(failures) == len(todo), failures, plan.count)
-        elif todo:
+            nothing = created and len(failures) == plan.count - done
+            if nothing:
+                _remove(books, plan)
+            raise _blocks_failed(target.name, failures, plan.count, nothing)
+        if done < plan.count:
             target.put(ROOT, books.template()[1][ROOT])
-    return path if is_url(path) else Path(target.name)
+    return str(path) if is_url(target.name) else Path(target.name)
 
 
-def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = False) -> xr.Dataset:
+def open_velocity(
+    path: "str | Path | Sequence[str | Path] | icechunk.Repository", *, partial: bool = False,
+    snapshot: str | datetime | None = None,
+) -> xr.Dataset:  # fmt: skip
     """Open velocities lazily: a store written by `write`, or what others made.
 
     Of others these are understood: ITS_LIVE cubes, version 2 and 2.2 (Zarr, also by URL, or netCDF); ITS_LIVE image
@@ -137,9 +148,12 @@ def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = Fa
 
     Parameters
     ----------
-    path : path, URL or list of paths
+    path : path, URL, list of paths or icechunk.Repository
     partial : bool
         Open an unfinished store as well; cells that were never computed have the flag NOT_COMPUTED.
+    snapshot : str or datetime, optional
+        Of a repository: the id of a snapshot, a tag, a branch, or a moment of main. Default: what main holds now. The
+        dataset keeps reading that snapshot, whatever is written later; its id is in `encoding["snapshot"]`.
 
     Raises
     ------
@@ -148,8 +162,12 @@ def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = Fa
     """
     if isinstance(path, list | tuple):
         return open_foreign(path)
-    target = storage_of(str(path))
-    if not is_store(target):
+    target = storage_of(path)
+    if isinstance(target, Snapshot):
+        target = target if snapshot is None else target.versions.at(snapshot)
+    elif snapshot is not None:
+        raise StoreError(target.name, rule="has no snapshots", fix="only Icechunk repositories have them")
+    elif not is_store(target):
         return open_foreign(path)
     with understood(target.name, StoreError):
         return _open(target, partial)
@@ -158,15 +176,16 @@ def open_velocity(path: str | Path | Sequence[str | Path], *, partial: bool = Fa
 def _open(target: Storage, partial: bool) -> xr.Dataset:
     attrs = attributes_of(target)
     if attrs.pop(STATUS, WRITING) == WRITING and not partial:
-        count = status(target.name)
+        count = counts(*opened(target))
         raise StoreError(
             target.name, rule="is not finished", value=f"{count['done']} of {count['blocks']} blocks done, "
             f"{count['failed']} failed", fix="run the same write again, or open it with partial=True",
         )  # fmt: skip
-    _, plan = opened(target.name)
+    _, plan = opened(target)
     assert_codecs(zarr.open_group(target.zarr(), mode="r"), target.name)
+    one_root = not isinstance(target, Snapshot)
     ds: xr.Dataset = xr.open_zarr(
-        target.zarr(), consolidated=True, decode_timedelta=False, mask_and_scale=True, chunks=None
+        target.zarr(), consolidated=one_root, decode_timedelta=False, mask_and_scale=True, chunks=None
     )
     ds = ds.chunk(dict(zip(plan.dims, plan.chunks, strict=True)))
     coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds", "image_id1", "image_id2")]
@@ -179,6 +198,8 @@ def _open(target: Storage, partial: bool) -> xr.Dataset:
     for name in [n for n in ds.data_vars if ds[n].ndim < 2]:
         ds[name].load()
     ds.attrs = attrs
+    if isinstance(target, Snapshot):
+        ds.encoding["snapshot"] = target.session.snapshot_id
     return ds
 
 
@@ -254,7 +275,7 @@ def _needs(ds: xr.Dataset) -> dict[str, float]:
 
 
 def run_block(
-    key: str, blob: bytes, span: dict[str, list[int]], *, path: str, job: str, settings: dict[str, float]
+    key: str, blob: bytes, span: dict[str, list[int]], *, path: str | Storage, job: str, settings: dict[str, float]
 ) -> dict[str, Any]:
     """Compute one block, write all its variables, then its ledger row: the body of a task."""
     start = time.perf_counter()
@@ -287,10 +308,44 @@ def run_block(
     return row
 
 
+def _compute(
+    ds: xr.Dataset, grid: _BlockGrid, spread: Callable[..., Any], progress: bool, still_ours: Callable[[], None],
+    plan: Plan, books: Books, body: Callable[..., Any], take: Callable[[Any], dict[str, Any]] = dict,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Compute the blocks that are not done; `take` makes rows of what tasks return. The rows of those that failed."""
+    done, name = books.done(plan), books.target.name
+    todo = [index for index in grid if key_of(index) not in done]
+    if done:
+        log.info("%s: %d of %d blocks are done, %d to go", name, len(done), plan.count, len(todo))
+    failures = []
+    with (
+        _bar(name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
+        closing(spread(body, _tasks(ds, grid, todo))) as results,
+    ):
+        for key, result in results:
+            still_ours()
+            row = _died(books, key, result) if isinstance(result, BaseException) else take(result)
+            if row["status"] == "unwritable":
+                raise UnwritableError(row["error"])
+            advance()
+            if row["status"] != "done":
+                failures.append(row)
+    return failures
+
+
 def _failed(error: BaseException) -> dict[str, Any]:
     """What a row says of a failure; a read that failed names its scene, address and window."""
     where = {name: getattr(error, name) for name in ("scene", "url", "window") if hasattr(error, name)}
     return {"status": "failed", "error": f"{type(error).__name__}: {error}", **where}
+
+
+def _blocks_failed(name: str, failures: list[dict[str, Any]], count: int, nothing: bool) -> StoreError:
+    """What to tell of blocks that failed."""
+    left = "nothing was written" if nothing else "the others are written; run the same line to try again"
+    return StoreError(
+        name, rule=f"{len(failures)} of {count} blocks failed ({left})",
+        value=f"block {failures[0]['block']}: {failures[0]['error']}",
+    )  # fmt: skip
 
 
 def _died(books: Books, key: str, error: BaseException) -> dict[str, Any]:
@@ -310,34 +365,48 @@ def _peak_mb() -> int | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
-def _prepare(ds: xr.Dataset, target: Storage, grid: _BlockGrid, overwrite: bool) -> tuple[Plan, bool]:
-    """Make the template, or check that the one there is ours; the plan, and whether it was made now."""
-    books, job = Books(target), fingerprint(ds)
-    plan = books.plan()
-    if plan is None:
-        if target.exists():
-            attributes_of(target)
-            opened(target.name)
-        _check_free(books)
-    elif not plan.drafting:
+def _existing(target: Storage, job: str, overwrite: bool) -> Plan | None:
+    """The plan of the store there if it is of this job; None where a new one may be made."""
+    plan = Books(target).plan()
+    if plan is None and target.exists():
         attributes_of(target)
-        if plan.fingerprint == job:
-            return plan, False
-        if not overwrite:
-            raise StoreError(
-                target.name, rule="holds the result of another job (other scenes, pairs or parameters)",
-                fix="choose another path, or pass overwrite=True",
-            )  # fmt: skip
+        opened(target)
+    if plan is None or plan.drafting:
+        return None
+    attributes_of(target)
+    if plan.fingerprint == job:
+        return plan
+    if not overwrite:
+        raise StoreError(
+            target.name, rule="holds the result of another job (other scenes, pairs or parameters)",
+            fix="choose another path, or pass overwrite=True",
+        )  # fmt: skip
+    return None
+
+
+def _planned(ds: xr.Dataset, grid: _BlockGrid, job: str) -> tuple[Plan, dict[str, bytes]]:
+    """The plan of a new store, and its objects that are not part of a block."""
     objects = template(ds)
-    unfinished = being_written(objects[ROOT])
     sums = {key: digest(data) for key, data in objects.items()}
-    plan = Plan(job, grid.dims, grid.chunks, json.loads(objects[ROOT]), sums, digest(unfinished), job)
+    unfinished = digest(being_written(objects[ROOT]))
+    return Plan(job, grid.dims, grid.chunks, json.loads(objects[ROOT]), sums, unfinished, job), objects
+
+
+def _prepare(ds: xr.Dataset, target: Storage, grid: _BlockGrid, job: str, overwrite: bool) -> tuple[Plan, bool]:
+    """Make the template, or check that the one there is ours; the plan, and whether it was made now."""
+    existing = _existing(target, job, overwrite)
+    if existing is not None:
+        return existing, False
+    books = Books(target)
+    if books.plan() is None:
+        _check_free(books)
+    plan, objects = _planned(ds, grid, job)
     _remove(books, plan)
     books.put_plan(replace(plan, drafting=True))
     plan = books.put_template(plan, objects)
     # The root comes last: a store that can be opened is complete in its metadata.
     for_all(lambda key: target.put(key, objects[key]), [k for k in objects if k != ROOT], target)
-    target.put(ROOT, unfinished)
+    target.put(ROOT, being_written(objects[ROOT]))
     books.put_plan(plan)
     return plan, True
 
@@ -358,18 +427,6 @@ def _remove(books: Books, plan: Plan) -> None:
     books.target.delete(ROOT)
     books.target.clear()
     books.place.clear()
-
-
-def _give_up(target: Storage, books: Books, nothing_written: bool, failures: list[dict[str, Any]], count: int) -> None:
-    if nothing_written:
-        plan = books.plan()
-        assert plan is not None
-        _remove(books, plan)
-    left = "nothing was written" if nothing_written else "the others are written; run the same line to try again"
-    raise StoreError(
-        target.name, rule=f"{len(failures)} of {count} blocks failed ({left})",
-        value=f"block {failures[0]['block']}: {failures[0]['error']}",
-    )  # fmt: skip
 
 
 @contextmanager

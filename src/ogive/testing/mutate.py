@@ -145,9 +145,8 @@ class Bench:
         self.run["pairs"] = {"days": [5, 60], "same_orbit": False}
         self.run["kernel"] = {"name": "ncc", "chip": 16, "search": 4, "step": 8}
         (self.inside / "valid.json").write_text(json.dumps(self.items))
-        self.store = Path(
-            store.write(lazy_velocity((2, 16, 16), (1, 16, 16)), self.inside / "own.zarr", progress=False)
-        )
+        self.store = self.inside / "own.zarr"
+        store.write(lazy_velocity((2, 16, 16), (1, 16, 16)), self.store, progress=False)
         self.others = self.inside / "others.zarr"
         _itslive().to_zarr(self.others, zarr_format=2, consolidated=False)
 
