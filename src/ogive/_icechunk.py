@@ -251,7 +251,8 @@ class Draft:
         """Gather what a worker wrote for a block; its row."""
         row, fork = outcome
         if row["status"] == "done":
-            self.snapshot.session.merge(pickle.loads(fork))
+            with _errors(self.versions.name, UnwritableError, "cannot be written"):
+                self.snapshot.session.merge(pickle.loads(fork))
             self.keys |= row["objects"].keys()
             self.done += 1
         if row["status"] != "unwritable":
@@ -302,7 +303,8 @@ def write_snapshot(
     draft = Draft(versions, plan, objects)
     earlier = versions.unfinished(plan.fingerprint)
     if earlier is not None:
-        rows = [row for row in Books(earlier).rows() if is_done(row, plan, plan.spans())]
+        spans = plan.spans()
+        rows = [row for row in Books(earlier).rows() if is_done(row, plan, spans)]
         carry = partial(carried, earlier=Snapshot(versions.name, earlier.session), draft=draft.blank)
         for _, outcome in spread(carry, ((row["block"], (row,)) for row in rows)):
             if isinstance(outcome, tuple) and outcome[0]["status"] == "done":

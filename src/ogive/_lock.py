@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,13 @@ def _locked_file(path: Path) -> Iterator[None]:
             str(path).removesuffix(".lock"), rule="cannot be written", value=error.strerror, fix="get write access"
         ) from error
     try:
-        os.ftruncate(number, 0)
-        os.pwrite(number, json.dumps(_me()).encode(), 0)
+        with suppress(OSError):  # no room even for our name: the lock holds without it
+            os.ftruncate(number, 0)
+            os.pwrite(number, json.dumps(_me()).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only by now: a file that nobody holds locks nobody out
+            path.unlink(missing_ok=True)
         os.close(number)
 
 
@@ -111,6 +113,61 @@ def _lock(number: int, path: Path) -> bool:
         return os.fstat(number).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def block_writer(ledger: Storage) -> Iterator[None]:
+    """Held while the objects of one block are put; many blocks hold it side by side.
+
+    It ties the look at the plan to the writing after it: no task of a run before ours can write into a store that
+    replaced its own. In a bucket nothing can, so there the plan is looked at again before the row.
+    """
+    with _shared(ledger, alone=False):
+        yield
+
+
+@contextmanager
+def no_block_writer(ledger: Storage) -> Iterator[None]:
+    """Wait until no block is being put, and keep it so.
+
+    Raises
+    ------
+    StoreError
+        A task of another run does not come to its end.
+    """
+    with _shared(ledger, alone=True):
+        yield
+
+
+@contextmanager
+def _shared(ledger: Storage, alone: bool) -> Iterator[None]:
+    try:
+        import fcntl
+
+        number = os.open(ledger.name, os.O_RDONLY) if isinstance(ledger, Folder) else None
+    except (OSError, ImportError):
+        number = None
+    if number is None:
+        yield
+        return
+    try:
+        end = time.monotonic() + BEAT * PATIENCE
+        while True:
+            try:
+                fcntl.flock(number, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise StoreError(
+                        ledger.name.removesuffix(".ledger"), rule="tasks of another run are still writing to it",
+                        fix="stop the cluster of that run",
+                    ) from None  # fmt: skip
+                time.sleep(0.01)
+            except OSError:  # the file system has no locks; `only_writer` has said so
+                break
+        yield
+    finally:
+        os.close(number)
 
 
 @contextmanager

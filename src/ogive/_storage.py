@@ -5,6 +5,7 @@ through obstore (`s3://`, `gs://`, `az://`, and `http(s)://` for reading), which
 environment, as every other program does: they never pass through ogive.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -87,6 +88,10 @@ class Folder:
             return (self.path / key).read_bytes()
         except (NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(str(self.path / key)) from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _unreadable(str(self.path / key), error) from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write under another name, wait until it is on the disk, rename."""
@@ -119,12 +124,19 @@ class Folder:
 
     def clear(self) -> None:
         """Remove the folder."""
-        try:
-            shutil.rmtree(self.path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise _unwritable(self.name, error) from error
+        # Again where a task of another run adds or renames a file meanwhile: it learns of its end at the next block.
+        for _ in range(100):
+            try:
+                shutil.rmtree(self.path)
+            except FileNotFoundError:
+                if not self.path.exists():
+                    return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise _unwritable(self.name, error) from error
+            else:
+                return
+        raise _unwritable(self.name, OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY)))
 
     def zarr(self) -> Any:
         """Zarr's store of a folder."""

@@ -165,9 +165,10 @@ class _Check:
             self.books.put_plan(self.plan)
         for key in [k for k in self.lost if k in self.objects]:
             self.target.put(key, self.objects[key])
-        for block in self.bad:
-            self.books.drop_row(block)
+        # The root first: a store that lacks a block must not say for a moment that it is complete.
         if self.bad and self.objects:
             self.target.put(ROOT, being_written(self.objects[ROOT]))
+        for block in self.bad:
+            self.books.drop_row(block)
         for storage, key in self.leftovers:
             storage.delete(key)  # type: ignore[attr-defined]

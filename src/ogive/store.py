@@ -35,6 +35,7 @@ from ._execute import Task, execute
 from ._foreign import open_foreign
 from ._icechunk import Snapshot, snapshot_of, write_snapshot
 from ._ledger import (
+    COMPLETE,
     ROOT,
     STATUS,
     WRITING,
@@ -50,7 +51,7 @@ from ._ledger import (
     spans,
     status,
 )
-from ._lock import only_writer
+from ._lock import block_writer, no_block_writer, only_writer
 from ._read import noting
 from ._storage import Storage, UnwritableError, for_all, is_url, storage_of
 from ._template import being_written, encoded, template
@@ -129,8 +130,9 @@ def write(
             if nothing:
                 _remove(books, plan)
             raise _blocks_failed(target.name, failures, plan.count, nothing)
-        if done < plan.count:
-            target.put(ROOT, books.template()[1][ROOT])
+        if attributes_of(target).get(STATUS) != COMPLETE:  # also where a run ended just before this line
+            still_ours()
+            target.put(ROOT, books.root())
     return str(path) if is_url(target.name) else Path(target.name)
 
 
@@ -292,20 +294,27 @@ def run_block(
     try:
         target = storage_of(path)
         books = Books(target)
-        plan = books.plan()
-        if plan is None or plan.job != job:
-            raise UnwritableError(target.name, rule="was replaced by another job", fix="let that one finish")
-        objects = encoded(plan.metadata, values, span) if values else {}
-        for_all(lambda name: target.put(name, objects[name]), objects, target)
-        if objects:
-            row["objects"] = {name: digest(data) for name, data in sorted(objects.items())}
-        row |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb()}
-        books.put_row(row)
+        with block_writer(books.place):
+            objects = encoded(_plan_of(books, job).metadata, values, span) if values else {}
+            for_all(lambda name: target.put(name, objects[name]), objects, target)
+            if objects:
+                row["objects"] = {name: digest(data) for name, data in sorted(objects.items())}
+            row |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb()}
+            _plan_of(books, job)
+            books.put_row(row)
     except UnwritableError as error:
         return {"block": key, "status": "unwritable", "error": str(error)}
     except StoreError as error:  # it could not be read for a moment
         return row | _failed(error)
     return row
+
+
+def _plan_of(books: Books, job: str) -> Plan:
+    """The plan, if it is still that of our job: a driver may be gone, and its tasks go on."""
+    plan = books.plan()
+    if plan is None or plan.job != job or plan.drafting:
+        raise UnwritableError(books.target.name, rule="was replaced by another job", fix="let that one finish")
+    return plan
 
 
 def _compute(
@@ -375,6 +384,7 @@ def _existing(target: Storage, job: str, overwrite: bool) -> Plan | None:
         return None
     attributes_of(target)
     if plan.fingerprint == job:
+        Books(target).root()  # what the last step needs is needed now: nothing is computed for a store that cannot end
         return plan
     if not overwrite:
         raise StoreError(
@@ -423,7 +433,8 @@ def _check_free(books: Books) -> None:
 def _remove(books: Books, plan: Plan) -> None:
     """Take a store away; the plan says so first: half a store must not be taken for somebody else's."""
     if books.place.exists() or books.target.exists():
-        books.put_plan(replace(plan, drafting=True))
+        with no_block_writer(books.place):
+            books.put_plan(replace(plan, drafting=True))
     books.target.delete(ROOT)
     books.target.clear()
     books.place.clear()
