@@ -31,7 +31,7 @@ yahtse: $(VENV)/.installed  ## a real pair of Landsat 8 scenes, and the tables o
 	$(BIN)/python docs/yahtse.py yahtse/result
 
 test: check  ## everything: style, types, doctests, docs, tests, wheel
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doctests run with the tests
 	$(BIN)/ruff check .
