@@ -93,13 +93,13 @@ def lazy_velocity(scenes: int, days: tuple[float, float], size: int = TILE_PX, *
 
 def tasks(velocity: xr.Dataset, every: int = 1) -> Iterator[Task]:
     """What `write` hands out for a velocity, or each n-th of it."""
-    grid = store._BlockGrid(velocity)
-    return store._tasks(velocity, grid, list(grid)[::every])
+    grid = store.BlockGrid(velocity)
+    return grid.tasks({_ledger.key_of(index): index for index in list(grid)[::every]})
 
 
 def copied_tasks(velocity: xr.Dataset) -> Iterator[Task]:
     """A task for every block, with the graph of each n-th only: the others are sent with a copy, which is free."""
-    grid = store._BlockGrid(velocity)
+    grid = store.BlockGrid(velocity)
     keys = map(_ledger.key_of, grid)
     for _, (_, blob, where) in tasks(velocity, COPIES):
         for key in itertools.islice(keys, COPIES):

@@ -103,11 +103,11 @@ def test_a_crop_with_its_halo_gives_the_same_bits(moving) -> None:
 def test_one_task_per_block(moving) -> None:
     cube, _ = moving()
     velocity = og.track(cube, og.make_pairs(cube), KERNELS[0], tile=10, batch=2)
-    from ogive.store import _BlockGrid, _tasks
+    from ogive.store import BlockGrid
 
-    grid = _BlockGrid(velocity)
+    grid = BlockGrid(velocity)
     assert len(list(grid)) == 2 * 3 * 4
-    tasks = list(_tasks(velocity, grid, list(grid)))
+    tasks = list(grid.tasks())
     # What travels with one task does not grow with the number of blocks.
     assert len(tasks) == len(list(grid))
     assert max(len(blob) for _, (_, blob, _) in tasks) < 60_000

@@ -117,7 +117,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_help_lists_every_command() -> None:
     text = invoke("--help").stdout
     commands = [
-        "demo", "search", "items", "init", "explain", "run", "report", "status", "verify", "invert", "export",
+        "demo", "search", "items", "init", "explain", "run", "update", "report", "status", "verify", "invert", "export",
     ]  # fmt: skip
     assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(commands)  # type: ignore[union-attr]
     assert all(f" {name} " in text for name in commands)

@@ -93,7 +93,7 @@ def test_the_template_is_the_default(tmp_path: Path) -> None:
     default = run.RunConfig()
     assert config.output == str(tmp_path / "velocity")
     assert config.make_kernel() == default.make_kernel()
-    assert run._rules(config.pairs) == run._rules(default.pairs)
+    assert run.pair_rules(config.pairs) == run.pair_rules(default.pairs)
     same = {"output", "kernel", "pairs"}  # compared above
     assert config.model_dump(exclude=same) == default.model_dump(exclude=same)
 

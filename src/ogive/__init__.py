@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
 from . import cluster, correct, diagnose, export, filters, masks, validate, view
+from ._append import append
 from .cube import open_cube
 from .diagnose import why
 from .errors import OgiveError
@@ -19,6 +20,7 @@ from .pairs import PairRules, make_pairs
 from .search import scene_table, search
 from .store import open_velocity, status, verify, write
 from .track import track
+from .update import update
 
 try:
     __version__ = _version("ogive")
@@ -31,6 +33,7 @@ __all__ = [
     "PairRules",
     "Screening",
     "__version__",
+    "append",
     "cluster",
     "correct",
     "diagnose",
@@ -49,6 +52,7 @@ __all__ = [
     "season",
     "status",
     "track",
+    "update",
     "validate",
     "verify",
     "view",

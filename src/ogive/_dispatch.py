@@ -27,6 +27,10 @@ LIVES = 3
 """How often a task may lose all its workers before it counts as the one that kills them."""
 _LOOK = 1.0
 """Pause between two looks at the cluster [s]."""
+_ASK = 10.0
+"""Longest wait for a worker's versions [s]; it may die while it is asked."""
+_AGAIN = 30.0
+"""Pause until a worker that has not answered is asked again [s]."""
 _FETCH = 10.0
 """Longest wait for a result that a worker has reported [s]; its worker may have died since."""
 
@@ -66,6 +70,7 @@ class Dispatch:
         self._patience = options.current().patience
         self._slots: dict[str, int] = {}
         self._refused: dict[str, list[str]] = {}
+        self._silent: dict[str, float] = {}
         self._known: set[str] = set()
         self._given: dict[str, _Given] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
@@ -146,16 +151,14 @@ class Dispatch:
             raise self._lost(f"client {self._client.status}")
         try:
             workers = workers_of(self._client, self._patience)
-            if new := {SCHEDULER, *workers} - self._known:
-                refused = differences(self._client, new, timeout=options.current().timeout)
-                for place, found in refused.items():
-                    log.warning("%s gets no block: %s", place, described({place: found}))
-                self._refused |= refused
+            if new := {SCHEDULER, *workers} - self._known - self._waiting():
+                self._ask(new)
         except OSError as error:  # TimeoutError is one
             raise self._lost(repr(error)) from error
-        self._known = {SCHEDULER, *workers}
+        self._known = {SCHEDULER, *workers} - self._silent.keys()
         self._refused = {place: found for place, found in self._refused.items() if place in self._known}
-        room = {worker: self._room(about) for worker, about in workers.items() if worker not in self._refused}
+        fit = self._known - self._refused.keys()
+        room = {worker: self._room(about) for worker, about in workers.items() if worker in fit}
         self._slots = {worker: count for worker, count in room.items() if count}
         self._looked = time.monotonic()
         if self._slots:
@@ -166,6 +169,20 @@ class Dispatch:
             # An adaptive cluster that has shrunk to nothing starts a worker only when a task waits for one; this one
             # any worker can run.
             self._call = self._client.submit(python_version, pure=False, resources=self._resources or None)
+
+    def _waiting(self) -> set[str]:
+        """Those that have not answered a moment ago."""
+        return {place for place, asked in self._silent.items() if asked + _AGAIN > time.monotonic()}
+
+    def _ask(self, new: set[str]) -> None:
+        """Compare the versions of those who are new."""
+        found = differences(self._client, new, timeout=min(_ASK, options.current().timeout))
+        for place, said in found.items():
+            log.warning("%s gets no block: %s", place, described({place: said}))
+        silent = {place for place, said in found.items() if said[-1].startswith("no answer")}
+        self._silent = {place: t for place, t in self._silent.items() if place not in new}
+        self._silent |= dict.fromkeys(silent, time.monotonic())
+        self._refused |= {place: said for place, said in found.items() if place not in silent}
 
     def _room(self, worker: dict[str, Any]) -> int:
         """How many tasks a worker runs at once."""

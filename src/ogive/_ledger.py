@@ -3,6 +3,7 @@
     <store>.ledger/plan.json       dimensions, blocks, fingerprint, metadata, checksum of every object that is no block
     <store>.ledger/template.zip    these objects themselves, to mend them without computing anything
     <store>.ledger/<block>.json    one row per block: status, checksum of each object, seconds, memory; or why it failed
+    <store>.ledger/next.*          plan and template of a store that is being extended, until it is
 
 A row is written after all objects of its block, so it says "done" only where everything lies on the disk. Plan and rows
 carry a checksum of themselves: a row that cannot be trusted counts as not there.
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("ogive")
 
 PLAN, TEMPLATE, ROOT = "plan.json", "template.zip", "zarr.json"
-_ROW = {"done": {"span", "job", "objects"}, "failed": {"span", "job", "error"}}
+NEXT, NEXT_TEMPLATE = "next.json", "next.zip"
+"""Plan and template of what a store is being extended to."""
+_ROW = {"done": {"span", "job", "objects"}, "failed": {"span", "job", "error"}, "growing": {"span", "job", "kept"}}
 """What a row holds, by its status."""
 _MARKS = {"schema_version", "kind"}
 """Global attributes that every ogive store has, and no other."""
@@ -158,8 +161,8 @@ class Books:
         self.target = target
         self.place = target.beside(".ledger")
 
-    def plan(self) -> Plan | None:
-        """The plan; None where there is none.
+    def plan(self, name: str = PLAN) -> Plan | None:
+        """The plan, or the `NEXT` one; None where there is none.
 
         Raises
         ------
@@ -167,33 +170,33 @@ class Books:
             It is damaged.
         """
         try:
-            data = self.place.get(PLAN)
+            data = self.place.get(name)
         except FileNotFoundError:
             return None
         try:
             return _plan(data, self.target.name)
         except STUMBLES as error:
             raise StoreError(
-                f"{self.place.name}/{PLAN}", rule="is damaged", value=error,
+                f"{self.place.name}/{name}", rule="is damaged", value=error,
                 fix="verify the store with repair=True, its template holds a copy",
             ) from None  # fmt: skip
 
-    def put_plan(self, plan: Plan) -> None:
+    def put_plan(self, plan: Plan, name: str = PLAN) -> None:
         """Write the plan."""
-        self.place.put(PLAN, _sealed(plan))
+        self.place.put(name, _sealed(plan))
 
-    def put_template(self, plan: Plan, objects: dict[str, bytes]) -> Plan:
+    def put_template(self, plan: Plan, objects: dict[str, bytes], name: str = TEMPLATE) -> Plan:
         """Keep the objects that are not part of a block, and a copy of the plan; the plan that knows of them."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as file:
             for key, data in sorted({**objects, PLAN: _sealed(replace(plan, template=""))}.items()):
                 file.writestr(zipfile.ZipInfo(key), data)  # no time of day: the same job gives the same bytes
-        self.place.put(TEMPLATE, buffer.getvalue())
+        self.place.put(name, buffer.getvalue())
         return replace(plan, template=digest(buffer.getvalue()))
 
-    def template(self) -> tuple[Plan, dict[str, bytes]]:
+    def template(self, name: str = TEMPLATE) -> tuple[Plan, dict[str, bytes]]:
         """The plan of `put_template`, and the objects that are not part of a block; ValueError: they are damaged."""
-        data = self.place.get(TEMPLATE)
+        data = self.place.get(name)
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 objects = {name: file.read(name) for name in file.namelist()}
@@ -229,9 +232,13 @@ class Books:
         """Forget a block."""
         self.place.delete(f"{block}.json")
 
+    def row(self, block: str) -> dict[str, Any] | None:
+        """The row of a block, if there is one that can be trusted."""
+        return self._row(f"{block}.json")
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows that can be trusted, in block order."""
-        names = [k for k in self.place.objects() if k.endswith(".json") and k != PLAN and "/" not in k]
+        names = [k for k in self.place.objects() if k.endswith(".json") and k not in (PLAN, NEXT) and "/" not in k]
         rows = [row for row in for_all(self._row, names, self.place) if row is not None]
         return sorted(rows, key=lambda row: [int(k) for k in row["block"].split(".")])
 
@@ -259,6 +266,17 @@ def is_done(row: dict[str, Any], plan: Plan, spans: dict[str, dict[str, list[int
     return (row["status"], row["job"], row["span"]) == ("done", plan.job, spans.get(row["block"]))
 
 
+def accepted(row: dict[str, Any]) -> dict[str, list[str]]:
+    """The objects of a block and what their checksums may be: of two states while the block is extended.
+
+    Examples
+    --------
+    >>> accepted({"objects": {"vx/c/0": "a"}}), accepted({"kept": {"vx/c/0": ["a", "b"]}}), accepted({})
+    ({'vx/c/0': ['a']}, {'vx/c/0': ['a', 'b']}, {})
+    """
+    return row.get("kept") or {name: [found] for name, found in row.get("objects", {}).items()}
+
+
 def _sealed(plan: Plan) -> bytes:
     return seal({**vars(plan), "schema_version": SCHEMA_VERSION})
 
@@ -271,7 +289,7 @@ def _plan(data: bytes, name: str) -> Plan:
 
 
 def status(path: "str | Path | icechunk.Repository") -> dict[str, int]:
-    """How far a store is: `blocks`, `done`, `failed`.
+    """How far a store is: `blocks`, `done`, `failed`; while it is extended, of the extended store, and `new` pairs.
 
     Of a repository: what main holds; before anything is on main, what an unfinished run has saved.
 
@@ -285,9 +303,12 @@ def status(path: "str | Path | icechunk.Repository") -> dict[str, int]:
 
 
 def counts(books: Books, plan: Plan) -> dict[str, int]:
-    """The blocks of a plan, and how many rows say what."""
+    """The blocks of a plan, or of the next one, and how many rows say what."""
+    coming = books.plan(NEXT)
+    told = coming or plan
     states = [row["status"] for row in books.rows()]
-    return {"blocks": plan.count, "done": len(books.done(plan)), "failed": states.count("failed")}
+    count = {"blocks": told.count, "done": len(books.done(told)), "failed": states.count("failed")}
+    return count if coming is None else {**count, "new": sum(coming.chunks[0]) - sum(plan.chunks[0])}
 
 
 def ledger(path: "str | Path | icechunk.Repository") -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ request for it, and a store changes from one state to the next in one step.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -25,23 +26,24 @@ FILL: dict[str, Any] = {"flag": np.uint16(flags.NOT_COMPUTED), "interp_mask": np
 """Fill values that are not NaN (floats) or 0 (sizes and counts, which are never 0 where measured)."""
 _INNER = 32
 """Cells along the inner chunks: a reader of one time series decodes 32 x 32 cells, not a whole block."""
+GROWING = {"mid_date": 16384}
+"""The dimension that `append` extends, and the chunk length of what is not lazy there, for any number of pairs."""
 
 
-def template(ds: xr.Dataset, lengths: Mapping[str, int] | None = None) -> dict[str, bytes]:
+def template(ds: xr.Dataset) -> dict[str, bytes]:
     """All objects of a store but those of its blocks; the root says that the store is complete.
 
     Parameters
     ----------
     ds : xr.Dataset
         Lazy variables are those of the blocks.
-    lengths : mapping of str to int, optional
-        Chunk length of what is not lazy, by dimension; default: all of it in one chunk.
     """
-    plain = ds.copy()
+    # Texts of any length: a fixed width would have to grow with the first longer name.
+    plain = ds.assign({name: v.astype(object) for name, v in ds.variables.items() if v.dtype.kind == "U"})
     for variable in plain.variables.values():
         variable.encoding = {}
     plain.attrs = {**ds.attrs, "schema_version": SCHEMA_VERSION, STATUS: COMPLETE}
-    encoding = {str(name): _encoding(str(name), v, lengths or {}) for name, v in plain.variables.items()}
+    encoding = {str(name): _encoding(str(name), v) for name, v in plain.variables.items()}
     held: dict[str, Any] = {}
     with warnings.catch_warnings():
         # Consolidated metadata are an extension of Zarr 3 that its readers know and its text does not yet.
@@ -69,19 +71,41 @@ def encoded(metadata: dict[str, Any], values: Mapping[str, Any], spans: Mapping[
     spans : mapping of str to (start, stop)
         Where the block lies along each dimension.
     """
-    held: dict[str, Any] = {ROOT: default_buffer_prototype().buffer.from_bytes(json.dumps(metadata).encode())}
-    group = zarr.open_group(MemoryStore(held), mode="r+", use_consolidated=True)
-    for name, value in values.items():
-        array = group[name]
-        assert isinstance(array, zarr.Array)
-        region = tuple(slice(*spans[str(dim)]) for dim in array.metadata.dimension_names or ())  # type: ignore[union-attr]
+    held = in_memory({ROOT: json.dumps(metadata).encode()})
+    for name, (array, region) in _blocks(held, values, spans).items():
         # A block without a single match is written too: "no match" must not look like "not done".
-        array.with_config({"write_empty_chunks": True})[region] = np.ascontiguousarray(value, array.dtype)
+        array.with_config({"write_empty_chunks": True})[region] = np.ascontiguousarray(values[name], array.dtype)
     del held[ROOT]
     return {key: buffer.to_bytes() for key, buffer in held.items()}
 
 
-def _encoding(name: str, variable: xr.Variable, lengths: Mapping[str, int]) -> dict[str, Any]:
+def decoded(
+    metadata: dict[str, Any], objects: Mapping[str, bytes], spans: Mapping[str, list[int]]
+) -> dict[str, NDArray[Any]]:
+    """The values in the objects of a block, by variable: `encoded` backwards, or a part of it."""
+    held = in_memory({ROOT: json.dumps(metadata).encode(), **objects})
+    blocks = _blocks(held, sorted({key.split("/")[0] for key in objects}), spans)
+    return {name: np.asarray(array[region]) for name, (array, region) in blocks.items()}
+
+
+def in_memory(objects: Mapping[str, bytes]) -> dict[str, Any]:
+    """Objects as zarr's store in memory takes them."""
+    return {key: default_buffer_prototype().buffer.from_bytes(data) for key, data in objects.items()}
+
+
+def _blocks(
+    held: dict[str, Any], names: Iterable[str], spans: Mapping[str, list[int]]
+) -> dict[str, tuple[Any, tuple[slice, ...]]]:
+    """Arrays of a store in memory, and where a block lies in each."""
+    group: Any = zarr.open_group(MemoryStore(held), mode="r+", use_consolidated=True)
+    arrays = {name: group[name] for name in names}
+    return {
+        name: (array, tuple(slice(*spans[str(dim)]) for dim in array.metadata.dimension_names))
+        for name, array in arrays.items()
+    }
+
+
+def _encoding(name: str, variable: xr.Variable) -> dict[str, Any]:
     spec: dict[str, Any] = {"compressors": [ZstdCodec(level=3, checksum=True)]}
     if np.issubdtype(variable.dtype, np.datetime64):
         spec |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
@@ -92,7 +116,7 @@ def _encoding(name: str, variable: xr.Variable, lengths: Mapping[str, int]) -> d
         if np.issubdtype(variable.dtype, np.floating):
             spec["_FillValue"] = spec["fill_value"]
     if variable.chunks is None:
-        chunks = tuple(lengths.get(str(d), n) for d, n in variable.sizes.items())
+        chunks = tuple(GROWING.get(str(d), n) for d, n in variable.sizes.items())
         return spec | ({"chunks": chunks} if chunks else {})
     shard = tuple(c[0] for c in variable.data.chunks)
     inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in zip(variable.dims, shard, strict=True))

@@ -9,8 +9,9 @@ import pandas as pd
 if TYPE_CHECKING:
     import icechunk
 
+from ._growth import coming, settle, take_back
 from ._icechunk import Snapshot, reopen
-from ._ledger import PLAN, ROOT, TEMPLATE, Books, Plan, attributes_of, digest, is_done
+from ._ledger import PLAN, ROOT, TEMPLATE, Books, Plan, accepted, attributes_of, digest, is_done
 from ._lock import only_writer
 from ._storage import for_all, storage_of
 from ._template import being_written
@@ -29,14 +30,15 @@ def verify(path: "str | Path | icechunk.Repository", *, repair: bool = False) ->
     path : path, URL or icechunk.Repository
     repair : bool
         Restore metadata and coordinates from the ledger's copy, drop the rows of bad blocks, so that the same `write`
-        computes these again and no others, and take leftover temporary files away. Of a repository, save what is
-        whole for the same `write`, which puts a whole snapshot on main.
+        computes these again and no others, and take leftover temporary files away. An append that was interrupted is
+        taken back first. Of a repository, save what is whole for the same `write`, which puts a whole snapshot on main.
 
     Returns
     -------
     pd.DataFrame
         One row per fault: `block`, `variable` (or object), `problem` ("missing", "checksum", "not done", "failed",
-        "leftover file"). `block` is "" for what is not computed in blocks. Empty when the store is whole.
+        "leftover file"). `block` is "" for what is not computed in blocks. Empty when the store is whole. Of a store
+        that is being extended, its new blocks are "not done".
 
     Raises
     ------
@@ -52,9 +54,16 @@ def verify(path: "str | Path | icechunk.Repository", *, repair: bool = False) ->
         return _table(check.faults)
     with only_writer(books.target) if repair else nullcontext(), understood(books.target.name, StoreError):
         check = _Check(books)
+        faults = check.faults
         if repair:
+            if check.coming is not None:
+                if check.plan_fault:
+                    books.put_plan(check.plan)
+                settle(books)
+                take_back(books)
+                check = _Check(books)
             check.repair()
-    return _table(check.faults)
+    return _table(faults)
 
 
 def _table(faults: list[Fault]) -> pd.DataFrame:
@@ -76,7 +85,10 @@ class _Check:
         except ValueError:
             self.template_fault = "checksum"
         self.plan = self._plan(copy)
-        if copy is not None and copy.template != self.plan.template:
+        self.coming = coming(books)
+        # The last step of an append puts the new template in place: until then the old one is right.
+        ours = self.coming if self.coming and self.coming.fingerprint == self.plan.fingerprint else None
+        if copy is not None and copy.template != self.plan.template and ours is None:
             self.template_fault = "checksum"
         if self.plan.drafting:
             raise StoreError(
@@ -119,6 +131,8 @@ class _Check:
 
         def check(key: str) -> tuple[str, str]:
             also = [self.plan.unfinished] if key == ROOT else []
+            # An append that is killed in its last steps leaves objects of both states; any of them is right.
+            also += [self.coming.objects[key]] if self.coming and key in self.coming.objects else []
             return key, self._problem(key, self.plan.objects[key], *also)
 
         for key, problem in for_all(check, sorted(self.plan.objects), self.target):
@@ -129,16 +143,18 @@ class _Check:
 
     def _blocks(self) -> set[str]:
         """Blocks that are not whole."""
-        spans = self.plan.spans()
+        plan = self.coming or self.plan
+        spans = plan.spans()
         rows = {row["block"]: row for row in self.books.rows()}
         bad = set()
 
         def check(key: str) -> list[Fault]:
             row = rows.get(key)
-            if row is None or not is_done(row, self.plan, spans):
-                return [(key, "", "failed" if row and row["status"] == "failed" else "not done")]
-            problems = {name: self._problem(name, expected) for name, expected in row["objects"].items()}
-            return [(key, name.split("/")[0], problem) for name, problem in problems.items() if problem]
+            problems = {name: self._problem(name, *sums) for name, sums in accepted(row or {}).items()}
+            faults = [(key, name.split("/")[0], problem) for name, problem in problems.items() if problem]
+            if row is None or not is_done(row, plan, spans):
+                faults.append((key, "", "failed" if row and row["status"] == "failed" else "not done"))
+            return faults
 
         for faults in for_all(check, spans, self.target):
             self.faults += faults

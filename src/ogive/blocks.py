@@ -86,6 +86,8 @@ class Blocks:
         Pairs in a block.
     step, halo : int
         Of the kernel [px].
+    offset : int
+        Pairs that the first batch lacks: a store holds them already.
     """
 
     cells: tuple[int, int]
@@ -94,12 +96,17 @@ class Blocks:
     batch: int
     step: int
     halo: int
+    offset: int = 0
 
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...]:
         """Chunk sizes along (mid_date, y, x)."""
-        sizes = ((self.pairs, self.batch), (self.cells[0], self.tile), (self.cells[1], self.tile))
-        return tuple(tuple(min(n, total - k) for k in range(0, total, n)) for total, n in sizes)
+        first = min(self.pairs, self.batch - self.offset)
+        pairs, *tiles = (
+            tuple(min(n, total - k) for k in range(0, total, n))
+            for total, n in ((self.pairs - first, self.batch), *((cells, self.tile) for cells in self.cells))
+        )
+        return (first, *pairs), *tiles
 
     @property
     def count(self) -> int:
@@ -108,7 +115,8 @@ class Blocks:
 
     def rows(self, b: int) -> slice:
         """The pairs of batch b."""
-        return slice(b * self.batch, min(self.pairs, (b + 1) * self.batch))
+        start = b * self.batch - self.offset
+        return slice(max(0, start), min(self.pairs, start + self.batch))
 
     def window(self, axis: int, k: int) -> tuple[int, int]:
         """First and last pixel (exclusive) of tile k, halo included; may leave the image."""

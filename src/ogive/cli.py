@@ -127,6 +127,15 @@ def run(path: RunFile, as_json: Json = False) -> None:
 
 
 @app.command()
+def update(path: RunFile, as_json: Json = False) -> None:
+    """Extend a finished run by the scenes that have come since; only new pairs are matched."""
+    from . import run as runs
+    from .update import update as extend
+
+    _finish(extend(runs.load(path), progress=not as_json), as_json, ("Stable ground", "Flags"))
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Output folder of a run.")], as_json: Json = False) -> None:
     """Write the report of a finished run anew."""
     from . import run as runs
@@ -145,6 +154,8 @@ def status(path: StorePath, as_json: Json = False) -> None:
         sys.stdout.write(json.dumps({**count, "failures": failed}) + "\n")
         return
     console.print(f"{count['done']} of {count['blocks']} blocks done, {count['failed']} failed")
+    if "new" in count:
+        console.print(f"being extended by {count['new']} pairs, which appear when all are there")
     for row in failed:
         console.print(f"  block {row['block']}: {row['error']}", markup=False)
 

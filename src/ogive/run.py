@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pystac
 import xarray as xr
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -266,13 +267,8 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     OgiveError
         Whatever keeps the run from starting; nothing has been written then.
     """
-    kernel = config.make_kernel()
-    query = config.search
-    items = search(
-        query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
-        limit=query.limit, outlines=query.outlines, files=query.files,
-    )  # fmt: skip
-    part = config.cube
+    kernel, query, part = config.make_kernel(), config.search, config.cube
+    items = find(config)
     area = None if query.aoi is None else _area(query.aoi, query.outlines)
     # An AOI needs room around it for stable ground; without one the scenes' common area has that already.
     cube = open_cube(
@@ -280,28 +276,50 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
         loader=part.loader, resampling=part.resampling,
     )  # fmt: skip
     if check:
-        share = usable_share(items, cube, part.band)
-        empty = share.index[share == 0]
-        if len(empty):
-            log.warning(
-                "%d of %d scenes have no usable pixel here and are left out: %s",
-                len(empty),
-                len(share),
-                ", ".join(empty),
-            )
-        if (share > 0).sum() < 2:
+        cube = without_empty(cube, items, part.band)
+        if cube.sizes["time"] < 2:
             raise PairError(
-                "scenes", rule="at least two must have usable pixels in the area", value=share.round(3).to_dict(),
+                "scenes", rule="at least two must have usable pixels in the area", value=cube.sizes["time"],
                 fix="widen the dates, or look at the masks",
             )  # fmt: skip
-        cube = cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
-    velocity = track(cube, make_pairs(cube, _rules(config.pairs)), kernel, stack=config.stack)
+    velocity = track(cube, make_pairs(cube, pair_rules(config.pairs)), kernel, stack=config.stack)
     # What follows the matching is tried on the lazy cube: a wrong filter or mask must not show up hours later.
     stable_mask(config, velocity)
     filtered = apply_filters(config, velocity)
     if config.invert is not None:
         invert(filtered, method=config.invert.method, every=config.invert.every)
     return cube, velocity
+
+
+def find(config: RunConfig) -> pystac.ItemCollection:
+    """The scenes of a run.
+
+    Raises
+    ------
+    OgiveError
+        See `search`.
+    """
+    query = config.search
+    return search(
+        query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
+        limit=query.limit, outlines=query.outlines,
+    )  # fmt: skip
+
+
+def without_empty(cube: xr.Dataset, items: pystac.ItemCollection, band: Any) -> xr.Dataset:
+    """The cube without those of some scenes that have no usable pixel here, which the log names.
+
+    Raises
+    ------
+    ReadError
+        A scene cannot be read.
+    """
+    share = usable_share(items, cube, band)
+    empty = share.index[share == 0]
+    if len(empty):
+        text = "%d of %d scenes have no usable pixel here and are left out: %s"
+        log.warning(text, len(empty), len(share), ", ".join(empty))
+    return cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
 
 
 def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunResult:
@@ -416,7 +434,14 @@ def ice_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:
     return None if part.rock is None else ~masks.outlines(part.rock, grid, crs=part.crs)
 
 
-def _rules(given: dict[str, Any]) -> PairRules:
+def pair_rules(given: dict[str, Any]) -> PairRules:
+    """The section `pairs` of a run file.
+
+    Raises
+    ------
+    ParameterError
+        A rule that does not exist, or a value out of range.
+    """
     known = asdict(PairRules())
     unknown = sorted(set(given) - set(known))
     if unknown:

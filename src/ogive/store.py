@@ -15,7 +15,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -33,14 +33,18 @@ from dask.local import get_sync
 from . import options
 from ._execute import Task, execute
 from ._foreign import open_foreign
+from ._growth import APPENDED, coming, grown, settle, take_back
 from ._icechunk import Snapshot, snapshot_of, write_snapshot
 from ._ledger import (
     COMPLETE,
+    NEXT,
+    PLAN,
     ROOT,
     STATUS,
     WRITING,
     Books,
     Plan,
+    accepted,
     attributes_of,
     counts,
     digest,
@@ -103,28 +107,28 @@ def write(
         at all could be written, nothing is left behind.
     """
     target = storage_of(path)
-    ds = ds.assign_coords({n: c.compute() for n, c in ds.coords.items() if c.chunks is not None})
-    ds = ds.assign({n: v.compute() for n, v in ds.data_vars.items() if v.chunks is not None and v.dtype == object})
-    grid = _BlockGrid(ds)
-    job = fingerprint(ds)
+    grid = BlockGrid(ds)
+    job = fingerprint(grid.ds)
     block = partial(run_block, job=job, settings=asdict(options.current()))
-    needs = _needs(ds) if resources is None else resources
-    spread = partial(execute, client=client, workers=workers, resources=needs)
+    wanted = needs(ds) if resources is None else resources
+    spread = partial(execute, client=client, workers=workers, resources=wanted)
     if isinstance(target, Snapshot):
         with target.versions.only_writer() as still_ours:
             versions = snapshot_of(path).versions
             if _existing(versions.main(), job, overwrite) is None or versions.unfinished(job) is not None:
-                plan, objects = _planned(ds, grid, job)
-                compute = partial(_compute, ds, grid, spread, progress, still_ours)
-                failures = write_snapshot(versions, plan, objects, block, spread, compute)
+                plan, objects = _planned(grid, job)
+                each = partial(compute, grid, spread=spread, still_ours=still_ours, progress=progress)
+                failures = write_snapshot(versions, plan, objects, block, spread, each)
                 if failures:
                     raise _blocks_failed(versions.name, failures, plan.count, len(failures) == plan.count)
         return path
     with only_writer(target) as still_ours:
-        plan, created = _prepare(ds, target, grid, job, overwrite)
+        plan, created = _prepare(target, grid, job, overwrite)
         books = Books(target)
         done = len(books.done(plan))
-        failures = _compute(ds, grid, spread, progress, still_ours, plan, books, partial(block, path=target.name))
+        # The name of the job that made the store, which an append has not changed.
+        body = partial(block, path=target.name, job=plan.job)
+        failures = compute(grid, plan, books, body, spread=spread, still_ours=still_ours, progress=progress)
         if failures:
             nothing = created and len(failures) == plan.count - done
             if nothing:
@@ -134,6 +138,43 @@ def write(
             still_ours()
             target.put(ROOT, books.root())
     return str(path) if is_url(target.name) else Path(target.name)
+
+
+def compute(
+    grid: "BlockGrid", plan: Plan, books: Books, body: Callable[..., Any],
+    take: Callable[[Any], dict[str, Any]] = dict, *, spread: Callable[..., Any], still_ours: Callable[[], None],
+    progress: bool, first: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Run `body` on the blocks that are not done; the rows of those that failed.
+
+    Parameters
+    ----------
+    take : callable
+        Makes a row of what a task returns.
+    spread : callable
+        `execute`, knowing where.
+    first : int
+        Blocks along the first dimension that the store has before the first one of the grid.
+    """
+    done, name = books.done(plan), books.target.name
+    keys = {key_of((index[0] + first, *index[1:])): index for index in grid}
+    todo = {key: index for key, index in keys.items() if key not in done}
+    if done:
+        log.info("%s: %d of %d blocks are done, %d to go", name, len(done), plan.count, len(todo))
+    failures = []
+    with (
+        _bar(name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
+        closing(spread(body, grid.tasks(todo, plan.spans()))) as results,
+    ):
+        for key, result in results:
+            still_ours()
+            row = _died(books, key, result) if isinstance(result, BaseException) else take(result)
+            if row["status"] == "unwritable":
+                raise UnwritableError(row["error"])
+            advance()
+            if row["status"] != "done":
+                failures.append(row)
+    return failures
 
 
 def open_velocity(
@@ -176,8 +217,7 @@ def open_velocity(
 
 
 def _open(target: Storage, partial: bool) -> xr.Dataset:
-    attrs = attributes_of(target)
-    if attrs.pop(STATUS, WRITING) == WRITING and not partial:
+    if attributes_of(target).get(STATUS, WRITING) == WRITING and not partial:
         count = counts(*opened(target))
         raise StoreError(
             target.name, rule="is not finished", value=f"{count['done']} of {count['blocks']} blocks done, "
@@ -185,23 +225,30 @@ def _open(target: Storage, partial: bool) -> xr.Dataset:
         )  # fmt: skip
     _, plan = opened(target)
     assert_codecs(zarr.open_group(target.zarr(), mode="r"), target.name)
-    one_root = not isinstance(target, Snapshot)
+    ds = labelled(target.zarr(), plan, one_root=not isinstance(target, Snapshot))
+    if isinstance(target, Snapshot):
+        ds.encoding["snapshot"] = target.session.snapshot_id
+    return ds
+
+
+def labelled(source: Any, plan: Plan, *, one_root: bool = True) -> xr.Dataset:
+    """A Zarr store as `open_velocity` gives it: blocks lazy, all the rest in memory."""
     ds: xr.Dataset = xr.open_zarr(
-        target.zarr(), consolidated=one_root, decode_timedelta=False, mask_and_scale=True, chunks=None
+        source, consolidated=one_root, decode_timedelta=False, mask_and_scale=True, chunks=None
     )
-    ds = ds.chunk(dict(zip(plan.dims, plan.chunks, strict=True)))
     coords = [str(n) for n in ds.data_vars if n in ("mapping", "time_bnds", "image_id1", "image_id2")]
     ds = ds.set_coords(coords)
-    for name in ds.coords:
+    blocks = [n for n, v in ds.data_vars.items() if v.ndim > 1]
+    for name in ds.variables.keys() - set(blocks):
         ds[name].load()
         if ds[name].dtype.kind == "T":
             # Zarr gives numpy's variable-width strings, which few libraries take yet; objects, as they were written.
             ds[name] = ds[name].astype(object)
-    for name in [n for n in ds.data_vars if ds[n].ndim < 2]:
-        ds[name].load()
-    ds.attrs = attrs
-    if isinstance(target, Snapshot):
-        ds.encoding["snapshot"] = target.session.snapshot_id
+    # Sizes, not the blocks of the plan: the store may be a moment older or newer than it, while it is extended.
+    sizes = {dim: sizes[0] for dim, sizes in zip(plan.dims, plan.chunks, strict=True)}
+    lazy = ds[blocks].reset_coords(drop=True).chunk(sizes)
+    ds = ds.assign({name: lazy[name].variable for name in blocks})
+    ds.attrs.pop(STATUS, None)
     return ds
 
 
@@ -218,10 +265,16 @@ def fingerprint(ds: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-class _BlockGrid:
-    """The blocks of a dataset: one per combination of chunks of its Dask variables."""
+class BlockGrid:
+    """The blocks of a dataset: one per combination of chunks of its Dask variables.
 
-    def __init__(self, ds: xr.Dataset) -> None:
+    Chunks must be even, as those of a Zarr store are, unless they continue one.
+    """
+
+    def __init__(self, ds: xr.Dataset, *, even: bool = True) -> None:
+        ds = ds.assign_coords({n: c.compute() for n, c in ds.coords.items() if c.chunks is not None})
+        ds = ds.assign({n: v.compute() for n, v in ds.data_vars.items() if v.chunks is not None and v.dtype == object})
+        self.ds = ds
         lazy = {str(n): v.variable for n, v in ds.data_vars.items() if v.chunks is not None}
         if not lazy:
             raise StoreError(
@@ -235,7 +288,7 @@ class _BlockGrid:
                         f"variable {name}", rule=f"must have the same chunks along {dim!r} as the others",
                         value=sizes[:4], fix="ds.unify_chunks()",
                     )  # fmt: skip
-                if any(s != sizes[0] for s in sizes[:-1]) or sizes[-1] > sizes[0]:
+                if even and (any(s != sizes[0] for s in sizes[:-1]) or sizes[-1] > sizes[0]):
                     raise StoreError(
                         f"variable {name}", rule=f"needs even chunks along {dim!r}", value=sizes[:4], fix="ds.chunk()"
                     )
@@ -255,19 +308,21 @@ class _BlockGrid:
             if all(at[d] == 0 for d in self.dims if d not in variable.dims)
         }
 
+    def tasks(
+        self, todo: Mapping[str, tuple[int, ...]] | None = None, where: Mapping[str, dict[str, list[int]]] | None = None
+    ) -> Iterator[Task]:
+        """One task per block of the ledger: its key; the key again, its graph, and where it lies."""
+        todo = {key_of(index): index for index in self} if todo is None else todo
+        where = spans(self.dims, self.chunks) if where is None else where
+        # Culled but not optimised: `dask.optimize` would give each variable a copy of what they share, the matching.
+        graph = HighLevelGraph.merge(*(variable.data.dask for variable in self.lazy.values()))
+        for key, index in todo.items():
+            keys = self.keys(index)
+            blob = cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys))
+            yield key, (key, blob, where[key])
 
-def _tasks(ds: xr.Dataset, grid: _BlockGrid, todo: list[tuple[int, ...]]) -> Iterator[Task]:
-    """One task per block: its key; the key again, its graph, and where it lies."""
-    where = spans(grid.dims, grid.chunks)
-    # Culled but not optimised: `dask.optimize` would give each variable a copy of what they share, the matching.
-    graph = HighLevelGraph.merge(*(variable.data.dask for variable in grid.lazy.values()))
-    for index in todo:
-        keys = grid.keys(index)
-        blob = cloudpickle.dumps((graph.cull(set(keys.values())).to_dict(), keys))
-        yield key_of(index), (key_of(index), blob, where[key_of(index)])
 
-
-def _needs(ds: xr.Dataset) -> dict[str, float]:
+def needs(ds: xr.Dataset) -> dict[str, float]:
     """What the blocks of this dataset take of a worker."""
     try:
         asked = json.loads(ds.attrs["provenance"])["kernel"]["backend"]
@@ -277,7 +332,14 @@ def _needs(ds: xr.Dataset) -> dict[str, float]:
 
 
 def run_block(
-    key: str, blob: bytes, span: dict[str, list[int]], *, path: str | Storage, job: str, settings: dict[str, float]
+    key: str,
+    blob: bytes,
+    span: dict[str, list[int]],
+    *,
+    path: str | Storage,
+    job: str,
+    settings: dict[str, float],
+    kept: int = 0,
 ) -> dict[str, Any]:
     """Compute one block, write all its variables, then its ledger row: the body of a task."""
     start = time.perf_counter()
@@ -295,12 +357,24 @@ def run_block(
         target = storage_of(path)
         books = Books(target)
         with block_writer(books.place):
-            objects = encoded(_plan_of(books, job).metadata, values, span) if values else {}
+            plan = _plan_of(books, job, kept)
+            stored: dict[str, str] = {}
+            if values and span[plan.dims[0]][0] < kept:
+                row["kept"] = accepted(books.row(key) or {})
+                values, stored = grown(books, plan, row, values, kept)
+            objects = encoded(plan.metadata, values, span) if values else {}
+            if stored:
+                # Until its objects are there, each may be the old or the new one.
+                row["kept"] = {name: [stored[name], digest(data)] for name, data in sorted(objects.items())}
+                books.put_row(row | {"status": "growing"})
+                del row["kept"]
             for_all(lambda name: target.put(name, objects[name]), objects, target)
             if objects:
                 row["objects"] = {name: digest(data) for name, data in sorted(objects.items())}
+            elif span[plan.dims[0]][0] < kept:
+                row["kept"] = accepted(books.row(key) or {})
             row |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb()}
-            _plan_of(books, job)
+            _plan_of(books, job, kept)
             books.put_row(row)
     except UnwritableError as error:
         return {"block": key, "status": "unwritable", "error": str(error)}
@@ -309,37 +383,12 @@ def run_block(
     return row
 
 
-def _plan_of(books: Books, job: str) -> Plan:
+def _plan_of(books: Books, job: str, kept: int) -> Plan:
     """The plan, if it is still that of our job: a driver may be gone, and its tasks go on."""
-    plan = books.plan()
+    plan = books.plan(NEXT if kept else PLAN)
     if plan is None or plan.job != job or plan.drafting:
         raise UnwritableError(books.target.name, rule="was replaced by another job", fix="let that one finish")
     return plan
-
-
-def _compute(
-    ds: xr.Dataset, grid: _BlockGrid, spread: Callable[..., Any], progress: bool, still_ours: Callable[[], None],
-    plan: Plan, books: Books, body: Callable[..., Any], take: Callable[[Any], dict[str, Any]] = dict,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Compute the blocks that are not done; `take` makes rows of what tasks return. The rows of those that failed."""
-    done, name = books.done(plan), books.target.name
-    todo = [index for index in grid if key_of(index) not in done]
-    if done:
-        log.info("%s: %d of %d blocks are done, %d to go", name, len(done), plan.count, len(todo))
-    failures = []
-    with (
-        _bar(name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
-        closing(spread(body, _tasks(ds, grid, todo))) as results,
-    ):
-        for key, result in results:
-            still_ours()
-            row = _died(books, key, result) if isinstance(result, BaseException) else take(result)
-            if row["status"] == "unwritable":
-                raise UnwritableError(row["error"])
-            advance()
-            if row["status"] != "done":
-                failures.append(row)
-    return failures
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
@@ -360,7 +409,8 @@ def _blocks_failed(name: str, failures: list[dict[str, Any]], count: int, nothin
 def _died(books: Books, key: str, error: BaseException) -> dict[str, Any]:
     """The row of a block that killed its workers, and so left none."""
     row = {"block": key, "span": {}, "job": "", **_failed(error), "seconds": 0.0}
-    books.put_row(row)
+    kept = accepted(books.row(key) or {})
+    books.put_row(row | ({"kept": kept} if kept else {}))
     return row
 
 
@@ -382,27 +432,35 @@ def _existing(target: Storage, job: str, overwrite: bool) -> Plan | None:
         opened(target)
     if plan is None or plan.drafting:
         return None
-    attributes_of(target)
+    attrs, books = attributes_of(target), Books(target)
+    if not isinstance(target, Snapshot):
+        settle(books)
+        if coming(books) is not None and not overwrite:
+            raise StoreError(
+                target.name, rule="is being extended", fix="finish that by the same append or `ogive update`"
+            )
+        plan = take_back(books)
     if plan.fingerprint == job:
-        Books(target).root()  # what the last step needs is needed now: nothing is computed for a store that cannot end
+        books.root()  # what the last step needs is needed now: nothing is computed for a store that cannot end
         return plan
     if not overwrite:
         raise StoreError(
-            target.name, rule="holds the result of another job (other scenes, pairs or parameters)",
-            fix="choose another path, or pass overwrite=True",
+            target.name, rule="was extended since" if APPENDED in json.loads(attrs.get("provenance", "{}"))
+            else "holds the result of another job (other scenes, pairs or parameters)",
+            fix="append to it (`ogive update run.yaml`), choose another path, or pass overwrite=True",
         )  # fmt: skip
     return None
 
 
-def _planned(ds: xr.Dataset, grid: _BlockGrid, job: str) -> tuple[Plan, dict[str, bytes]]:
+def _planned(grid: BlockGrid, job: str) -> tuple[Plan, dict[str, bytes]]:
     """The plan of a new store, and its objects that are not part of a block."""
-    objects = template(ds)
+    objects = template(grid.ds)
     sums = {key: digest(data) for key, data in objects.items()}
     unfinished = digest(being_written(objects[ROOT]))
     return Plan(job, grid.dims, grid.chunks, json.loads(objects[ROOT]), sums, unfinished, job), objects
 
 
-def _prepare(ds: xr.Dataset, target: Storage, grid: _BlockGrid, job: str, overwrite: bool) -> tuple[Plan, bool]:
+def _prepare(target: Storage, grid: BlockGrid, job: str, overwrite: bool) -> tuple[Plan, bool]:
     """Make the template, or check that the one there is ours; the plan, and whether it was made now."""
     existing = _existing(target, job, overwrite)
     if existing is not None:
@@ -410,7 +468,7 @@ def _prepare(ds: xr.Dataset, target: Storage, grid: _BlockGrid, job: str, overwr
     books = Books(target)
     if books.plan() is None:
         _check_free(books)
-    plan, objects = _planned(ds, grid, job)
+    plan, objects = _planned(grid, job)
     _remove(books, plan)
     books.put_plan(replace(plan, drafting=True))
     plan = books.put_template(plan, objects)
@@ -428,6 +486,14 @@ def _check_free(books: Books) -> None:
             books.place.name, rule="must be free for the ledger, and holds other files", value=foreign[:3],
             fix="choose another path",
         )  # fmt: skip
+
+
+def remove(target: Storage) -> None:
+    """Take a store away that `write` made, with its ledger; nothing there is no error."""
+    books = Books(target)
+    plan = books.plan()
+    if plan is not None:
+        _remove(books, plan)
 
 
 def _remove(books: Books, plan: Plan) -> None:

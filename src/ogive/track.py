@@ -32,6 +32,7 @@ def track(
     unreadable: str = "flag",
     tile: int | None = None,
     batch: int | None = None,
+    offset: int = 0,
 ) -> xr.Dataset:
     """Match the pairs of a cube; lazy, nothing is read before `write` or `compute`.
 
@@ -57,6 +58,8 @@ def track(
         always fails. A fault that may pass always ends the block, and the next `write` tries it again.
     tile, batch : int, optional
         Cells along a block's side, pairs in a block. They change speed and memory, never the result.
+    offset : int
+        Pairs that the first block lacks, because a store to which `append` adds these pairs holds them already.
 
     Returns
     -------
@@ -71,8 +74,8 @@ def track(
     PairError
         No pairs, or pairs that were made for another cube.
     ParameterError
-        The chip does not fit into the image, a prior or stack is asked of a kernel that knows none, or `unreadable` is
-        neither "flag" nor "fail".
+        The chip does not fit into the image, a prior or stack is asked of a kernel that knows none, `unreadable` is
+        neither "flag" nor "fail", or the offset is no part of a batch.
     GridError
         Pixels are not square, or the prior is in another coordinate system.
 
@@ -113,6 +116,9 @@ def track(
         kernel, around = _prior(prior, pairs, kernel, geobox)
     assert isinstance(kernel, Kernel)
     blocks = block_layer.plan(cube, len(rows), kernel, tile, batch)
+    if not 0 <= offset < blocks.batch:
+        raise ParameterError("offset", rule=f"must lie in 0 ... {blocks.batch - 1}, below the batch", value=offset)
+    blocks = replace(blocks, offset=offset)
     arrays = block_layer.map_overlapping(cube, [scenes[row] for row in rows], kernel, blocks, around, unreadable)
     said: dict[str, Any] = {"unreadable": unreadable}
     if stack is not None:
@@ -301,14 +307,10 @@ def _pair_coordinates(cube: xr.Dataset, pairs: pd.DataFrame) -> dict[str, Any]:
 def _attributes(
     cube: xr.Dataset, pairs: pd.DataFrame, kernel: Kernel, output: Any, said: dict[str, Any]
 ) -> dict[str, Any]:
-    described: Any = kernel
-    # A user's function has no parameters to list, only a name.
-    parameters = _function(kernel) if isinstance(kernel, Custom) else asdict(described)
-    name = next((key for key, made in KERNELS.items() if made is type(kernel)), type(kernel).__name__)
     used = np.unique(pairs[["i1", "i2"]].to_numpy())
     provenance = {
         "versions": {name: version(name) for name in ("ogive", "numpy", "numba", "xarray", "zarr")},
-        "kernel": {"name": name, **parameters},
+        "kernel": described(kernel),
         **said,
         "pairs": pairs.attrs.get("rules", {}),
         "cube": {**cube.attrs, "pixel_size": abs(output.resolution.x) / kernel.step},
@@ -331,6 +333,21 @@ def _attributes(
         "year_length_days": grids.YEAR_DAYS,
         "provenance": json.dumps(provenance, sort_keys=True, default=str),
     }
+
+
+def described(kernel: Kernel) -> dict[str, Any]:
+    """Name and parameters of a kernel, as provenance notes them.
+
+    Examples
+    --------
+    >>> described(NCC(chip=24))["name"], described(NCC(chip=24))["chip"]
+    ('ncc', 24)
+    """
+    made: Any = kernel
+    # A user's function has no parameters to list, only a name.
+    parameters = _function(kernel) if isinstance(kernel, Custom) else asdict(made)
+    name = next((key for key, cls in KERNELS.items() if cls is type(kernel)), type(kernel).__name__)
+    return {"name": name, **parameters}
 
 
 def _function(kernel: Custom) -> dict[str, Any]:

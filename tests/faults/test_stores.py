@@ -14,7 +14,7 @@ from ogive._ledger import TEMPLATE, Books, Plan
 from ogive._storage import storage_of
 from ogive._template import being_written
 from ogive.errors import StoreError
-from ogive.store import _BlockGrid, _tasks, run_block
+from ogive.store import BlockGrid, run_block
 from ogive.testing import chaos
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
 
@@ -71,8 +71,8 @@ def test_a_task_of_a_replaced_store_writes_nothing(path: Path) -> None:
     old = lazy_velocity()
     plan = Books(storage_of(path)).plan()
     assert isinstance(plan, Plan)
-    grid = _BlockGrid(old)
-    (_, arguments), *_ = _tasks(old, grid, plan, list(grid))
+    grid = BlockGrid(old)
+    (_, arguments), *_ = grid.tasks()
     og.write(lazy_velocity(shape=(4, 40, 24)), path, overwrite=True, progress=False)
     before = contents(path)
     row = run_block(*arguments, path=str(path), job=plan.job, settings={})

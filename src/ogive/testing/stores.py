@@ -65,6 +65,27 @@ def lazy_velocity(shape: tuple[int, int, int] = (4, 40, 48), chunks: tuple[int, 
     )
 
 
+def velocity_of_pairs(first: int, last: int) -> xr.Dataset:
+    """Some pairs of one random velocity, as they are written to a store or appended to it, in batches of 4.
+
+    Dates run backwards, and each image has a longer name than the one before.
+
+    Examples
+    --------
+    >>> velocity_of_pairs(6, 13)["vx"].chunks[0]
+    (2, 4, 1)
+    """
+    whole = lazy_velocity((16, 40, 48), (4, 20, 24))
+    count = np.arange(16)
+    names = {
+        "image_id1": ("mid_date", np.array([f"one {'x' * k}" for k in count], object)),
+        "image_id2": ("mid_date", np.array([f"two {k}" for k in count], object)),
+        "mid_date": whole["mid_date"][::-1].values,
+    }
+    said = json.dumps({"kernel": {"name": "random", "chip": 32}})
+    return whole.assign_coords(names).assign_attrs(provenance=said).isel(mid_date=slice(first, last))
+
+
 def _noted(block: NDArray[np.float32], block_info: Any = None) -> NDArray[np.float32]:
     COMPUTED.append(tuple(block_info[0]["chunk-location"]))
     return block

@@ -14,7 +14,7 @@ from ... import _lock
 from ..._ledger import COMPLETE, STATUS, Books, attributes_of, status
 from ..._storage import storage_of
 from ..._verify import verify
-from ...store import _BlockGrid, _tasks, run_block, write
+from ...store import BlockGrid, run_block, write
 from ..servers import bucket_server
 from ..stores import contents
 from . import Row, trials
@@ -179,8 +179,8 @@ def replace_often(folder: str, count: int, seed: int) -> list[list[str]]:
         """What the workers of a dead driver do: its tasks, over and over, in no order."""
         plan = Books(storage_of(path)).plan()
         assert plan is not None
-        grid = _BlockGrid(old)
-        tasks = [arguments for _, arguments in _tasks(old, grid, list(grid))]
+        grid = BlockGrid(old)
+        tasks = [arguments for _, arguments in grid.tasks()]
         chance = random.Random(os.getpid())
         end = time.monotonic() + 2
         refused = 0
