@@ -18,7 +18,8 @@ import rasterio
 import yaml
 import zarr
 
-from ogive import cli, options
+from ogive import cli, flags, options, store
+from ogive._append import pair_names
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
 from ogive.testing.servers import range_server
@@ -173,19 +174,43 @@ def test_a_truncated_file(desk: Desk) -> None:
     desk.own_files()
     path = desk.path(1)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    desk.refuse(desk.items[1].id, "its pixels must be readable", str(path), code=1)
+    desk.refuse(desk.items[1].id, "its pixels must be readable", str(path), code=1, unreadable="fail")
 
 
 def test_a_file_that_is_no_image(desk: Desk) -> None:
     desk.own_files()
     desk.path(2).write_text("<html>Sign in to continue</html>")
-    desk.refuse(desk.items[2].id, "its pixels must be readable", code=1)
+    desk.refuse(desk.items[2].id, "its pixels must be readable", code=1, unreadable="fail")
 
 
 def test_a_missing_file(desk: Desk) -> None:
     desk.own_files()
     desk.path(0).unlink()
-    desk.refuse(desk.items[0].id, "its pixels must be readable", str(desk.path(0)), "Fix: check the address", code=1)
+    said = ("its pixels must be readable", str(desk.path(0)), "Fix: check the address")
+    desk.refuse(desk.items[0].id, *said, code=1, unreadable="fail")
+
+
+def test_a_missing_file_is_told_of_and_its_pairs_are_flagged(desk: Desk) -> None:
+    desk.own_files()
+    desk.path(0).unlink()
+    matches, lost = finished(desk), desk.items[0].id
+    code, _ = desk.command("status", matches)
+    assert code == 0
+    velocity = store.open_velocity(matches).load()
+    unreadable = flags.has(velocity["flag"], flags.UNREADABLE).all(("y", "x")).values
+    concerned = [lost in (a, b) for a, b in pair_names(velocity)]
+    assert any(concerned)
+    assert not all(concerned)
+    np.testing.assert_array_equal(unreadable, concerned)
+    assert store.status(matches)["unreadable"] == 1
+    assert "scene_unreadable" in (matches.parent / "report.html").read_text().replace(" ", "_")
+
+
+def test_nothing_but_missing_files(desk: Desk) -> None:
+    desk.own_files()
+    for k in range(3):
+        desk.path(k).unlink()
+    desk.refuse("at least two must have usable pixels", desk.items[0].id)
 
 
 def test_a_404(desk: Desk) -> None:
@@ -195,7 +220,7 @@ def test_a_404(desk: Desk) -> None:
         for item in desk.items:
             for asset in item.assets.values():
                 asset.href = f"{server.url}/{Path(asset.href).relative_to(folder)}"
-        desk.refuse(desk.items[1].id, f"{server.url}{paths[1]}", "404", code=1)
+        desk.refuse(desk.items[1].id, f"{server.url}{paths[1]}", "404", code=1, unreadable="fail")
         assert 404 in server.statuses(paths[1])
 
 
@@ -225,12 +250,11 @@ def test_a_store_of_a_newer_schema(desk: Desk) -> None:
     zarr.open_group(str(matches), mode="r+", use_consolidated=False).attrs["schema_version"] = 999
     said = ("was written by a newer ogive", "found 999", "Fix: update ogive")
     desk.refuse(str(matches), *said, code=1)
-    for arguments in (
-        ("verify", matches),
-        ("invert", matches, "-o", desk.folder / "s.zarr"),
-        ("report", matches.parent),
-    ):
+    for arguments in (("invert", matches, "-o", desk.folder / "s.zarr"), ("report", matches.parent)):
         desk.refuse(*said, code=1, arguments=arguments)
+    # To verify it is damage: the ledger knows which schema the root had.
+    code, text = desk.command("verify", matches)
+    assert (code, text) == (1, "")
 
 
 def test_an_existing_path_that_is_no_ogive_store(desk: Desk) -> None:

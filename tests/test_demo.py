@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,12 @@ def test_a_second_call_matches_nothing_again(
     before = files(result.report.parent)
     computed: list[str] = []
     real = store.run_block
-    monkeypatch.setattr(store, "run_block", lambda key, *rest: (computed.append(key), real(key, *rest))[1])
+
+    def counted(key: str, *rest: Any, **how: Any) -> dict[str, Any]:
+        computed.append(key)
+        return real(key, *rest, **how)
+
+    monkeypatch.setattr(store, "run_block", counted)
     folder = result.report.parents[1]
     again = demo(folder, spec=SPEC, progress=False)
     assert computed == []

@@ -384,7 +384,7 @@ def test_nothing_remains_when_no_block_could_be_written(
             shutil.copy(item.assets[key].href, copied)
             item.assets[key].href = str(copied)
     pystac.ItemCollection(items, clone_items=False).save_object(str(tmp_path / "gone.json"))
-    config = make(search={"source": "gone.json"})
+    config = make(search={"source": "gone.json"}, unreadable="fail")
     real = run.prepare
 
     def then_removed(config: run.RunConfig) -> Any:  # the scenes were there when the run looked at them

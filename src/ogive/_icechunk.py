@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import cloudpickle
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -243,7 +243,7 @@ class Draft:
         self.snapshot.papers = Papers(f"{name}.ledger", {})
         self.books = Books(self.snapshot)
         self.books.put_plan(plan)
-        self.blank = pickle.dumps(self.snapshot)
+        self.blank = cloudpickle.dumps(self.snapshot)
         self.books.put_plan(self.books.put_template(plan, objects))
         self.keys, self.done, self.next_save = set(objects), 0, time.monotonic() + PAUSE
 
@@ -252,7 +252,7 @@ class Draft:
         row, fork = outcome
         if row["status"] == "done":
             with _errors(self.versions.name, UnwritableError, "cannot be written"):
-                self.snapshot.session.merge(pickle.loads(fork))
+                self.snapshot.session.merge(cloudpickle.loads(fork))
             self.keys |= row["objects"].keys()
             self.done += 1
         if row["status"] != "unwritable":
@@ -262,7 +262,7 @@ class Draft:
     def save(self) -> None:
         """Keep what is finished, for the next run, if this one should die."""
         started = time.monotonic()
-        _keep(self.versions, pickle.loads(pickle.dumps(self.snapshot)), self.keys, self.base, self.plan)
+        _keep(self.versions, cloudpickle.loads(cloudpickle.dumps(self.snapshot)), self.keys, self.base, self.plan)
         self.next_save = time.monotonic() + max(PAUSE, 20 * (time.monotonic() - started))
 
     def commit(self) -> None:
@@ -333,14 +333,14 @@ def write_snapshot(
 
 def computed(*task: Any, block: Callable[..., dict[str, Any]], draft: bytes) -> tuple[dict[str, Any], bytes]:
     """Compute a block into a fork of its own: the body of a task; row and fork."""
-    target = pickle.loads(draft)
+    target = cloudpickle.loads(draft)
     row = block(*task, path=target)
-    return row, pickle.dumps(target.session)
+    return row, cloudpickle.dumps(target.session)
 
 
 def carried(row: dict[str, Any], *, earlier: Snapshot, draft: bytes) -> tuple[dict[str, Any], bytes]:
     """Take a block over from an earlier run if it is whole: the body of a task; row and fork."""
-    target = pickle.loads(draft)
+    target = cloudpickle.loads(draft)
     try:
         for key, expected in row["objects"].items():
             data = earlier.get(key)
@@ -349,7 +349,7 @@ def carried(row: dict[str, Any], *, earlier: Snapshot, draft: bytes) -> tuple[di
             target.put(key, data)
     except (StoreError, FileNotFoundError) as error:
         return row | {"status": "failed", "error": str(error)}, b""
-    return row, pickle.dumps(target.session)
+    return row, cloudpickle.dumps(target.session)
 
 
 def reopen(main: Snapshot, plan: Plan, bad: set[str]) -> None:

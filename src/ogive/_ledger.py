@@ -291,6 +291,8 @@ def _plan(data: bytes, name: str) -> Plan:
 def status(path: "str | Path | icechunk.Repository") -> dict[str, int]:
     """How far a store is: `blocks`, `done`, `failed`; while it is extended, of the extended store, and `new` pairs.
 
+    `unreadable`, where there are any, counts scenes that can never be read and whose pairs are flagged.
+
     Of a repository: what main holds; before anything is on main, what an unfinished run has saved.
 
     Raises
@@ -306,8 +308,11 @@ def counts(books: Books, plan: Plan) -> dict[str, int]:
     """The blocks of a plan, or of the next one, and how many rows say what."""
     coming = books.plan(NEXT)
     told = coming or plan
-    states = [row["status"] for row in books.rows()]
+    rows = books.rows()
+    states = [row["status"] for row in rows]
+    lost = {note["scene"] for row in rows for note in row.get("unreadable", ())}
     count = {"blocks": told.count, "done": len(books.done(told)), "failed": states.count("failed")}
+    count |= {"unreadable": len(lost)} if lost else {}
     return count if coming is None else {**count, "new": sum(coming.chunks[0]) - sum(plan.chunks[0])}
 
 

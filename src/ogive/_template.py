@@ -42,7 +42,8 @@ def template(ds: xr.Dataset) -> dict[str, bytes]:
     plain = ds.assign({name: v.astype(object) for name, v in ds.variables.items() if v.dtype.kind == "U"})
     for variable in plain.variables.values():
         variable.encoding = {}
-    plain.attrs = {**ds.attrs, "schema_version": SCHEMA_VERSION, STATUS: COMPLETE}
+    kind = "series" if "time" in ds.dims else "velocity"
+    plain.attrs = {"kind": kind, **ds.attrs, "schema_version": SCHEMA_VERSION, STATUS: COMPLETE}
     encoding = {str(name): _encoding(str(name), v) for name, v in plain.variables.items()}
     held: dict[str, Any] = {}
     with warnings.catch_warnings():

@@ -149,15 +149,19 @@ def status(path: StorePath, as_json: Json = False) -> None:
     from . import store
 
     count = store.status(path)
-    failed = [row for row in store.ledger(path) if row["status"] == "failed"]
+    rows = store.ledger(path)
+    failed = [row for row in rows if row["status"] == "failed"]
+    lost = {note["scene"]: note["error"] for row in rows for note in row.get("unreadable", ())}
     if as_json:
-        sys.stdout.write(json.dumps({**count, "failures": failed}) + "\n")
+        sys.stdout.write(json.dumps({**count, "failures": failed, "lost": lost}) + "\n")
         return
     console.print(f"{count['done']} of {count['blocks']} blocks done, {count['failed']} failed")
     if "new" in count:
         console.print(f"being extended by {count['new']} pairs, which appear when all are there")
     for row in failed:
         console.print(f"  block {row['block']}: {row['error']}", markup=False)
+    for scene, error in sorted(lost.items()):
+        console.print(f"  unreadable, its pairs are flagged: {scene}: {error}", markup=False)
 
 
 @app.command()

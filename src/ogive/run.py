@@ -64,6 +64,7 @@ class CubeSection(_Section):
     buffer: float = Field(1000.0, description="margin around the AOI [m], for stable ground")
     loader: str = Field("odc", description="odc or stackstac")
     resampling: str = Field("cubic", description="for scenes that do not lie on the grid")
+    sign: str | None = Field(None, description="signer of catalogs/stac.yaml, or none; empty: that of the source")
 
 
 class StableSection(_Section):
@@ -98,6 +99,7 @@ class RunConfig(_Section):
         None,
         description="ensemble correlation: average pairs of like spans within this time, 30D; empty: single pairs",
     )
+    unreadable: str = Field("flag", description="flag or fail: blocks whose scenes can never be read")
     stable: StableSection = StableSection()
     filters: dict[str, dict[str, Any]] = Field(default={"local_median": {}}, description="in this order")
     invert: InvertSection | None = InvertSection()
@@ -273,16 +275,18 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     # An AOI needs room around it for stable ground; without one the scenes' common area has that already.
     cube = open_cube(
         items, part.band, resolution=part.resolution, aoi=area, buffer=part.buffer if area is not None else 0.0,
-        loader=part.loader, resampling=part.resampling,
+        loader=part.loader, resampling=part.resampling, sign=part.sign,
     )  # fmt: skip
     if check:
-        cube = without_empty(cube, items, part.band)
-        if cube.sizes["time"] < 2:
+        share = usable_share(items, cube, part.band, sign=part.sign)
+        if (share > 0).sum() < 2:
             raise PairError(
-                "scenes", rule="at least two must have usable pixels in the area", value=cube.sizes["time"],
+                "scenes", rule="at least two must have usable pixels in the area", value=share.round(3).to_dict(),
                 fix="widen the dates, or look at the masks",
             )  # fmt: skip
-    velocity = track(cube, make_pairs(cube, pair_rules(config.pairs)), kernel, stack=config.stack)
+        cube = without_empty(cube, share)
+    pairs = make_pairs(cube, pair_rules(config.pairs))
+    velocity = track(cube, pairs, kernel, stack=config.stack, unreadable=config.unreadable)
     # What follows the matching is tried on the lazy cube: a wrong filter or mask must not show up hours later.
     stable_mask(config, velocity)
     filtered = apply_filters(config, velocity)
@@ -302,19 +306,15 @@ def find(config: RunConfig) -> pystac.ItemCollection:
     query = config.search
     return search(
         query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
-        limit=query.limit, outlines=query.outlines,
+        limit=query.limit, outlines=query.outlines, files=query.files,
     )  # fmt: skip
 
 
-def without_empty(cube: xr.Dataset, items: pystac.ItemCollection, band: Any) -> xr.Dataset:
-    """The cube without those of some scenes that have no usable pixel here, which the log names.
+def without_empty(cube: xr.Dataset, share: pd.Series) -> xr.Dataset:
+    """The cube without the scenes whose share of usable pixels is 0, which the log names.
 
-    Raises
-    ------
-    ReadError
-        A scene cannot be read.
+    Scenes that cannot be read (NaN) stay, so that each of their vectors gets its reason.
     """
-    share = usable_share(items, cube, band)
     empty = share.index[share == 0]
     if len(empty):
         text = "%d of %d scenes have no usable pixel here and are left out: %s"
@@ -346,6 +346,8 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
     finally:
         if not any(output.iterdir()):
             output.rmdir()
+    if lost := store.status(output / MATCHES).get("unreadable"):
+        log.warning("%d scenes can never be read, their pairs are flagged: ogive status %s", lost, output / MATCHES)
     # The source may be an address with a password; the report needs none of it.
     (output / "run.json").write_text(without_secrets(config.model_dump_json(indent=2)))
     # Cheap next to matching: made anew whenever a mask, a filter or the inversion changes.

@@ -1,6 +1,7 @@
 """What a run found, as tables and figures: the body of its report."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +71,10 @@ def tables(
             row: dict[str, Any] = {"stable ground": name, "vectors": int(t["count"].sum())}
             for c in ("vx_median", "vy_median"):
                 # Over several pairs the size of the shift counts, not its mean.
-                row[c] = float(t[c].iloc[0]) if len(t) == 1 else float(t[c].abs().median())
+                row[c] = float(t[c].iloc[0]) if len(t) == 1 else _median(t[c].abs())
             for c in ("vx_nmad", "vy_nmad"):
-                row[c] = float(t[c].median())
-                row[f"{c} px"] = float((t[c] * scale).median())
+                row[c] = _median(t[c])
+                row[f"{c} px"] = _median(t[c] * scale)
             rows.append(row)
         ground = pd.DataFrame(rows)
         ground.attrs["units"] = dict.fromkeys(("vx_median", "vy_median", "vx_nmad", "vy_nmad"), "m/yr")
@@ -84,6 +85,11 @@ def tables(
     reasons = pd.DataFrame({"reason": list(flags.MEANINGS.values()), "share of cells": [float(v) for v in share]})
     out["Flags"] = reasons[reasons["share of cells"] > 0].reset_index(drop=True)
     return out
+
+
+def _median(values: "pd.Series[float]") -> float:
+    """NaN where no pair has a vector there."""
+    return float(values.median()) if values.notna().any() else math.nan
 
 
 def write(

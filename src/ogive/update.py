@@ -30,7 +30,7 @@ from ._growth import APPENDED
 from ._ledger import COMPLETE, STATUS, attributes_of, is_store, opened
 from ._storage import Folder, storage_of
 from .cluster import connect
-from .cube import open_cube
+from .cube import open_cube, usable_share
 from .errors import GridError, ParameterError, StoreError
 from .invert import invert
 from .kernels import Kernel
@@ -145,7 +145,8 @@ def _matches(config: RunConfig, path: Path, how: dict[str, Any]) -> None:
                 fix="search as the run did",
             )  # fmt: skip
         whole = _numbered(pairs, [position[pair] for pair in held], 0)
-        store.write(track(cube, whole, kernel, **blocks).assign_attrs(stored.attrs), path, **how)
+        velocity = track(cube, whole, kernel, unreadable=config.unreadable, **blocks)
+        store.write(velocity.assign_attrs(stored.attrs), path, **how)
     new = [pair for pair in position if pair not in set(held)]
     parts = [new]
     if set(interrupted) <= set(new):
@@ -157,7 +158,7 @@ def _matches(config: RunConfig, path: Path, how: dict[str, Any]) -> None:
     for part in filter(None, parts):
         count = sum(opened(path)[1].chunks[0])
         rows = _numbered(pairs, [position[pair] for pair in part], count)
-        velocity = track(cube, rows, kernel, offset=count % blocks["batch"], **blocks)
+        velocity = track(cube, rows, kernel, unreadable=config.unreadable, offset=count % blocks["batch"], **blocks)
         append(velocity, path, overwrite=True, **how)
 
 
@@ -174,9 +175,9 @@ def _cube(config: RunConfig, kernel: Kernel, stored: xr.Dataset, known: set[str]
             fix="search one tile or path-row",
         )  # fmt: skip
     part = config.cube
-    cube = open_cube(items, part.band, grid=box, loader=part.loader, resampling=part.resampling)
+    cube = open_cube(items, part.band, grid=box, loader=part.loader, resampling=part.resampling, sign=part.sign)
     new = pystac.ItemCollection([item for item in items if item.id not in known], clone_items=False)
-    return without_empty(cube, new, part.band) if len(new) else cube
+    return without_empty(cube, usable_share(new, cube, part.band, sign=part.sign)) if len(new) else cube
 
 
 def _numbered(pairs: pd.DataFrame, rows: list[int], first: int) -> pd.DataFrame:
