@@ -2,21 +2,18 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-# uv resolves and installs in seconds; without it the standard library and pip do the same.
-UV := $(shell command -v uv 2>/dev/null)
+# uv resolves in seconds what takes pip minutes; where it finds no index, as behind a mirror that only pip knows, pip does it.
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python -e $(1) || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e $(1)
 
 OGIVE_DATA ?= ../shared/data
 
-.PHONY: demo yahtse test check docs fix clean wheel-test bench bench-series
+.PHONY: demo yahtse test check docs fix clean wheel-test bench bench-series chaos memory scale
 
 $(VENV)/.installed: pyproject.toml
-ifneq ($(UV),)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[test,docs,interop]"
-else
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs,interop]"
-endif
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(call install,".[test,docs,interop]")
 	touch $@
 
 demo: $(VENV)/.installed  ## the whole line on a synthetic glacier, under five minutes
@@ -41,16 +38,21 @@ check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doct
 	$(BIN)/python .ci/audit.py
 
 bench: $(VENV)/.installed  ## speed and accuracy beside other software; fails when a speed ratio has fallen by 20 %
-ifneq ($(UV),)
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[bench]"
-else
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
-endif
+	$(call install,".[bench]")
 	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/tracking.py --check benchmarks/baseline.json
 
 bench-series: $(VENV)/.installed  ## the inversion beside TICOI, fails at -20 % of a ratio; a whole ITS_LIVE cube
 	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/inversion.py --check benchmarks/series.json
 	OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/real_series.py
+
+chaos: $(VENV)/.installed  ## every fault by the hundred, under two hours
+	NUMBA_NUM_THREADS=1 $(BIN)/python -m ogive.testing.chaos
+
+memory: $(VENV)/.installed  ## peak memory of 100 kinds of blocks beside what explain says
+	NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py
+
+scale: $(VENV)/.installed  ## 10^5 blocks through one scheduler
+	$(BIN)/python benchmarks/scale.py
 
 docs: $(VENV)/.installed  ## the documentation as a site, under site/
 	$(BIN)/mkdocs build --strict

@@ -1,7 +1,6 @@
-"""An archive that fails: what passes changes no byte, the rest flags its own pairs. OGIVE_LONG=1 for more of it."""
+"""Scenes that cannot be read: what their pairs get, and who is told. Archives that fail: test_rows.py."""
 
 import logging
-import os
 import pickle
 
 import dask
@@ -12,39 +11,9 @@ import ogive as og
 from ogive import _read, flags
 from ogive._read import noting
 from ogive.errors import ParameterError, ReadError
-from ogive.testing import chaos_reads
+from ogive.testing.chaos import archive
 
-LONG = bool(os.environ.get("OGIVE_LONG"))
-COUNT = 10 if LONG else 3
-SEEDS = range(5) if LONG else range(1)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("share", chaos_reads.SHARES if LONG else (0.3,))
-def test_faults_that_pass_leave_identical_bytes(tmp_path, share, seed) -> None:
-    figures = chaos_reads.passing(tmp_path, share, seed, count=COUNT)
-    print(f"seed {seed}: {figures}")  # noqa: T201
-    assert share < 0.3 or len(figures.faults) >= 3
-
-
-def test_slow_answers_leave_identical_bytes(tmp_path) -> None:
-    assert chaos_reads.passing(tmp_path, 0.0, 0, count=COUNT, latency=0.2 if LONG else 0.02).runs == 1
-
-
-def test_signed_addresses_that_soon_run_out_fail_no_run(tmp_path) -> None:
-    life = 2.0 if LONG else 0.5
-    # An address signed when the job was made would have run out long before its end.
-    assert chaos_reads.expiring(tmp_path, count=COUNT, life=life, latency=0.2 if LONG else 0.05).seconds > 2 * life
-
-
-@pytest.mark.parametrize("kind", ["missing", "damaged"])
-def test_a_scene_lost_for_good_flags_its_own_pairs_only(tmp_path, kind) -> None:
-    figures = chaos_reads.permanent(tmp_path, kind, count=COUNT)
-    assert figures.runs == 1
-    assert figures.flagged == COUNT - 1
-
-
-KERNEL = chaos_reads.KERNEL
+KERNEL = archive.KERNEL
 DATES = ("2021-07-01", "2021-07-11", "2021-07-21", "2021-07-31")
 
 

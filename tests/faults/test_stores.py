@@ -1,9 +1,5 @@
-"""Faults of drivers, workers, disks and objects: the short rows of the chaos suite, and what they once found.
+"""What the chaos suite once found in stores, as single cases."""
 
-`OGIVE_LONG=1` runs the full counts; `python -m ogive.testing.chaos` prints them as a table.
-"""
-
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +11,7 @@ from ogive._storage import storage_of
 from ogive._template import being_written
 from ogive.errors import StoreError
 from ogive.store import BlockGrid, run_block
-from ogive.testing import chaos
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
-
-
-@pytest.mark.parametrize("name", [name for name, _ in chaos.ROWS])
-def test_row_is_met(name: str) -> None:
-    row = chaos.row_of(name, short=not os.environ.get("OGIVE_LONG"))
-    assert row.met, chaos.table([row])
-    assert sum(row.outcomes.values()) >= row.trials
 
 
 @pytest.fixture

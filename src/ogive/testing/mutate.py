@@ -3,11 +3,8 @@
 A trial changes a valid document in a few places, or its text, and gives it to the public functions. It ends with a
 result or with an `OgiveError`; any other exception is a fault of ours. Meanwhile an audit hook watches the interpreter:
 nothing may be written outside the trial's folder, no planted file read, no host asked and no process started.
-
-    python -m ogive.testing.mutate --count 10000 --seed 0
 """
 
-import argparse
 import copy
 import json
 import logging
@@ -20,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -365,21 +362,3 @@ def _one(bench: Bench, tally: Tally, name: str) -> None:
             where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
             tally.others.append(f"{name}: {type(error).__name__}: {error!s:.160} ({where})")
     tally.breaches += [f"{name}: {breach}" for breach in breaches]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print one line of JSON for each kind; 1 if anything but results and clear errors came out."""
-    parser = argparse.ArgumentParser(prog="python -m ogive.testing.mutate", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", default=list(TRIALS), choices=list(TRIALS))
-    chosen = parser.parse_args(arguments)
-    logging.getLogger("ogive").setLevel(logging.ERROR)
-    tallies = fuzz(chosen.count, chosen.seed, tuple(chosen.kinds))
-    for tally in tallies:
-        sys.stdout.write(json.dumps(asdict(tally)) + "\n")
-    return int(any(tally.others or tally.breaches for tally in tallies))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ that nobody disturbed. A row is a function `(short, seed) -> Row`; another modul
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -31,6 +32,10 @@ ROWS = [
     ("writers", "ogive.testing.chaos.drivers:two_writers"),
     ("replaced", "ogive.testing.chaos.drivers:replaced_stores"),
     ("again", "ogive.testing.chaos.drivers:runs_again"),
+    ("reads", "ogive.testing.chaos.archive:failing_reads"),
+    ("signed", "ogive.testing.chaos.archive:signed_addresses"),
+    ("lost", "ogive.testing.chaos.archive:lost_scenes"),
+    ("documents", "ogive.testing.chaos.documents:hostile_documents"),
     ("tilings", "ogive.testing.chaos.tilings:random_tilings"),
 ]
 """Name and function of every row; imported when it runs."""
@@ -123,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(chosen.rows) - set(names)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    for name in ("ogive", "odc.loader"):  # what they say belongs to the faults
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     rows = []
     for name in chosen.rows or names:
         rows.append(row_of(name, short=chosen.short and not os.environ.get("OGIVE_LONG"), seed=chosen.seed))
