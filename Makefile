@@ -3,17 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 # uv resolves in seconds what takes pip minutes; where it finds no index, as behind a mirror that only pip knows, pip does it.
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python -e $(1) || \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e $(1)
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[$(EXTRAS)]" || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 
 OGIVE_DATA ?= ../shared/data
 
 .PHONY: demo yahtse test check docs fix clean wheel-test bench bench-series chaos memory scale
 
+$(VENV)/.installed: EXTRAS := test,docs,interop
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(call install,".[test,docs,interop]")
+	$(install)
 	touch $@
 
 demo: $(VENV)/.installed  ## the whole line on a synthetic glacier, under five minutes
@@ -37,8 +38,9 @@ check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doct
 	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python .ci/audit.py
 
+bench: EXTRAS := bench
 bench: $(VENV)/.installed  ## speed and accuracy beside other software; fails when a speed ratio has fallen by 20 %
-	$(call install,".[bench]")
+	$(install)
 	NUMBA_NUM_THREADS=1 OGIVE_DATA=$(OGIVE_DATA) $(BIN)/python benchmarks/tracking.py --check benchmarks/baseline.json
 
 bench-series: $(VENV)/.installed  ## the inversion beside TICOI, fails at -20 % of a ratio; a whole ITS_LIVE cube
