@@ -36,6 +36,8 @@ NEXT, NEXT_TEMPLATE = "next.json", "next.zip"
 _ROW = {"done": {"span", "job", "objects"}, "failed": {"span", "job", "error"}, "growing": {"span", "job", "kept"}}
 """What a row holds, by its status."""
 _MARKS = {"schema_version", "kind"}
+_OLDEST = 2
+"""The first schema of a release; all since then are read."""
 """Global attributes that every ogive store has, and no other."""
 STATUS = "status"
 WRITING, COMPLETE = "being written", "complete"
@@ -359,11 +361,11 @@ def attributes_of(target: Storage) -> dict[str, Any]:
 
 
 def _check_schema(name: str, version: Any) -> None:
-    if version != SCHEMA_VERSION:
+    if not isinstance(version, int) or not _OLDEST <= version <= SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise StoreError(
-            name, rule=f"was written by {'a newer' if newer else 'an older'} ogive (this one knows schema "
-            f"{SCHEMA_VERSION})", value=version, fix="update ogive" if newer else "write it anew",
+            name, rule=f"was written by {'a newer' if newer else 'an unreleased'} ogive (this one knows the schemas "
+            f"{_OLDEST} to {SCHEMA_VERSION})", value=version, fix="update ogive" if newer else "write it anew",
         )  # fmt: skip
 
 
