@@ -35,7 +35,7 @@ check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doct
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python .ci/audit.py
 
 bench: EXTRAS := bench
@@ -57,7 +57,7 @@ scale: $(VENV)/.installed  ## 10^5 blocks through one scheduler
 	$(BIN)/python benchmarks/scale.py
 
 docs: $(VENV)/.installed  ## the documentation as a site, under site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 fix: $(VENV)/.installed  ## mend style
 	$(BIN)/ruff check --fix .
