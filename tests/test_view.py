@@ -26,7 +26,8 @@ from odc.geo.geobox import GeoBox
 
 from ogive import flags, grid, view
 from ogive.errors import GridError, MaskError, ParameterError
-from ogive.view import maps, series, style
+from ogive.flowline import sample_bilinear
+from ogive.view import maps, style
 
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BOX = GeoBox((40, 60), Affine(100, 0, 498_000, 0, -100, 5_002_000), "EPSG:32632")
@@ -129,20 +130,20 @@ def test_north_arrow_points_to_the_pole_from_the_emptiest_corner() -> None:
 
 def test_first_reason_is_the_lowest_invalid_bit() -> None:
     flag = np.array([flags.OUTLIER | flags.NO_DATA, flags.FEW_NEIGHBOURS, flags.NOT_COMPUTED], np.uint16)
-    assert maps.first_reason(flag).tolist() == [flags.NO_DATA, 0, flags.NOT_COMPUTED]
+    assert flags.first_reason(flag).tolist() == [flags.NO_DATA, 0, flags.NOT_COMPUTED]
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0, 38), st.floats(0, 58))
 def test_bilinear_is_exact_on_a_plane(a: float, b: float, row: float, column: float) -> None:
     r, c = np.mgrid[:40, :60].astype(float)
-    got = series.sample_bilinear(a * r + b * c, np.array([row]), np.array([column]))
+    got = sample_bilinear(a * r + b * c, np.array([row]), np.array([column]))
     assert got[0] == pytest.approx(a * row + b * column, abs=1e-9)
 
 
 def test_bilinear_is_nan_outside_and_beside_gaps() -> None:
     values = np.ones((3, 3))
     values[1, 1] = np.nan
-    got = series.sample_bilinear(values, np.array([0.5, 0.0, -0.1, 2.0]), np.array([0.5, 1.0, 0.0, 2.0]))
+    got = sample_bilinear(values, np.array([0.5, 0.0, -0.1, 2.0]), np.array([0.5, 1.0, 0.0, 2.0]))
     assert np.isnan(got).tolist() == [True, False, True, False]
 
 

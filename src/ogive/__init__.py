@@ -12,10 +12,12 @@ from .cube import open_cube
 from .diagnose import why
 from .errors import OgiveError
 from .explain import explain
-from .fuse import fuse
+from .flowline import along, flowline
+from .fuse import fuse, regrid
 from .invert import Screening, invert, season
 from .kernels import NCC
 from .local import local_items
+from .overview import overview
 from .pairs import PairRules, make_pairs
 from .search import scene_table, search
 from .store import open_velocity, status, verify, write
@@ -33,6 +35,7 @@ __all__ = [
     "PairRules",
     "Screening",
     "__version__",
+    "along",
     "append",
     "cluster",
     "correct",
@@ -40,6 +43,7 @@ __all__ = [
     "explain",
     "export",
     "filters",
+    "flowline",
     "fuse",
     "invert",
     "local_items",
@@ -47,6 +51,8 @@ __all__ = [
     "masks",
     "open_cube",
     "open_velocity",
+    "overview",
+    "regrid",
     "scene_table",
     "search",
     "season",

@@ -44,7 +44,8 @@ def template(ds: xr.Dataset) -> dict[str, bytes]:
         variable.encoding = {}
     kind = "series" if "time" in ds.dims else "velocity"
     plain.attrs = {"kind": kind, **ds.attrs, "schema_version": SCHEMA_VERSION, STATUS: COMPLETE}
-    encoding = {str(name): _encoding(str(name), v) for name, v in plain.variables.items()}
+    by_map = ds.attrs.get("kind") == "overview"
+    encoding = {str(name): _encoding(str(name), v, by_map) for name, v in plain.variables.items()}
     held: dict[str, Any] = {}
     with warnings.catch_warnings():
         # Consolidated metadata are an extension of Zarr 3 that its readers know and its text does not yet.
@@ -106,7 +107,8 @@ def _blocks(
     }
 
 
-def _encoding(name: str, variable: xr.Variable) -> dict[str, Any]:
+def _encoding(name: str, variable: xr.Variable, by_map: bool = False) -> dict[str, Any]:
+    """How a variable is stored; `by_map`: its inner chunks are maps of one time, not series of a few cells."""
     spec: dict[str, Any] = {"compressors": [ZstdCodec(level=3, checksum=True)]}
     if np.issubdtype(variable.dtype, np.datetime64):
         spec |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
@@ -120,7 +122,11 @@ def _encoding(name: str, variable: xr.Variable) -> dict[str, Any]:
         chunks = tuple(GROWING.get(str(d), n) for d, n in variable.sizes.items())
         return spec | ({"chunks": chunks} if chunks else {})
     shard = tuple(c[0] for c in variable.data.chunks)
-    inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in zip(variable.dims, shard, strict=True))
+    sizes = list(zip(variable.dims, shard, strict=True))
+    if by_map:
+        inner = tuple(s if d in ("y", "x") else 1 for d, s in sizes)
+    else:
+        inner = tuple(s if d not in ("y", "x") or s % _INNER else _INNER for d, s in sizes)
     return spec | {"chunks": inner} | ({"shards": shard} if inner != shard else {})
 
 

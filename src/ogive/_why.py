@@ -138,7 +138,7 @@ def _pairs_used(cell: xr.Dataset) -> str:
     """What became of the pairs, and what the fit says of them."""
     n, left, rejected = (int(cell[name]) for name in ("n_pairs", "n_screened", "n_rejected"))
     text = f"Of {n} valid pairs {left} were screened out and {rejected} rejected as outliers"
-    if rejected > MANY * (n - left):
+    if n > left and rejected > MANY * (n - left):
         text += f" ({100 * rejected / (n - left):.0f} % of those let in)"
     if np.isfinite(cell["dt_max"]):
         text += f"; pairs above {float(cell['dt_max']):.0f} d have lost the surface and are left out"

@@ -8,6 +8,7 @@ leave the value standing; any other bit means that the value is NaN. A block tha
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 OUTSIDE = 1
 """The chip or its search window leaves the image."""
@@ -140,3 +141,18 @@ def invalid(flag: Any) -> Any:
     [False, False, True]
     """
     return ((flag & np.uint16(0xFFFF & ~WARNINGS)) != 0) & ((flag & np.uint16(INTERPOLATED)) == 0)
+
+
+def first_reason(flag: Any) -> NDArray[np.uint16]:
+    """The lowest bit that makes a pixel invalid: the first test in the chain that it failed; 0 = valid.
+
+    A scene that cannot be read (two bits) comes before all of them.
+
+    Examples
+    --------
+    >>> first_reason(np.array([0, NOT_REFINED, RIM | OUTLIER, UNREADABLE], np.uint16)).tolist()
+    [0, 0, 8, 32770]
+    """
+    reasons = np.asarray(flag, np.uint16) & np.uint16(0xFFFF & ~WARNINGS)
+    unreadable = has(reasons, UNREADABLE)
+    return np.where(unreadable, np.uint16(UNREADABLE), reasons & (~reasons + np.uint16(1)))

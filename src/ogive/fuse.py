@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from . import flags, grid, provenance
 from .errors import ParameterError
+from .export import map_at
 
 _AXES = ("mid_date", "y", "x")
 _BLOCK_BYTES = 64 * 2**20
@@ -106,6 +107,47 @@ def fuse(
     }
     origins = [provenance.read(v) for v in velocities]
     return provenance.record(out, "fuse", names=None if names is None else list(names), sources=origins)
+
+
+def regrid(velocity: xr.Dataset, like: xr.Dataset | GeoBox, *, when: int | None = None) -> xr.Dataset:
+    """One map of a velocity or series on the grid of another, in memory: to subtract one from the other.
+
+    Cells and directions as in `fuse`: means of smaller cells or the nearest larger one, vectors turned into the
+    directions of the other projection.
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        velocity, series or single map.
+    like : xr.Dataset or GeoBox
+        The other grid.
+    when : int, optional
+        Position in time; None: components are medians over time.
+
+    Returns
+    -------
+    xr.Dataset
+        `vx`, `vy`, `v` (y, x) [meter/year]; NaN where the grids do not meet.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> own, _ = velocity_cube("100")
+    >>> dict(regrid(own, grid.coarsen(grid.geobox_of(own), 2), when=0).sizes)
+    {'y': 6, 'x': 6}
+    """
+    maps = map_at(velocity, ["vx", "vy", "v"], when=when)
+    own, box = grid.geobox_of(maps), like if isinstance(like, GeoBox) else grid.geobox_of(like)
+    if own == box:
+        return maps
+    weights, (height, width) = Weights(own, box), map(int, box.shape)
+    placed = {c: weights.apply(_lazy(maps[c].expand_dims("mid_date")), ((height,), (width,))) for c in ("vx", "vy")}
+    if own.crs != box.crs:
+        nothing = {c: xr.Variable("mid_date", np.zeros(1)) for c in placed}
+        placed, _ = _turned(placed, nothing, own, box)
+    place = {**grid.coordinates(box), "mapping": grid.mapping(box)}
+    out = xr.Dataset({c: m.transpose(*_AXES)[0].astype(np.float32) for c, m in placed.items()}, place).compute()
+    return out.assign(v=np.hypot(out["vx"], out["vy"]))
 
 
 def _chunks(first: xr.Dataset, box: GeoBox, pairs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,6 +4,7 @@ The cube, the velocity and every window of them is a GeoBox; coordinates and the
 it here and nowhere else. y comes before x, y descends, coordinates are pixel *centres*.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,22 @@ def geobox_of(obj: xr.Dataset | xr.DataArray) -> GeoBox:
     epsg = variable.attrs.get("spatial_epsg")
     crs = f"EPSG:{int(epsg)}" if epsg else wkt
     return GeoBox((obj.sizes["y"], obj.sizes["x"]), Affine(steps["x"], 0, left, 0, steps["y"], top), crs)
+
+
+def points_on(points: Mapping[str, tuple[float, float]], own: GeoBox, other: GeoBox) -> dict[str, tuple[float, float]]:
+    """Named points of one grid in the coordinate system of another.
+
+    Examples
+    --------
+    >>> utm = GeoBox((2, 2), Affine(100, 0, 500000, 0, -100, 7000000), "EPSG:32606")
+    >>> x, y = points_on({"a": (500000.0, 7000000.0)}, utm, GeoBox((2, 2), utm.affine, "EPSG:4326"))["a"]
+    >>> round(x, 6), round(y, 3)
+    (-147.0, 63.129)
+    """
+    if own.crs == other.crs:
+        return dict(points)
+    turn = pyproj.Transformer.from_crs(str(own.crs), str(other.crs), always_xy=True)
+    return {name: tuple(map(float, turn.transform(*point))) for name, point in points.items()}  # type: ignore[misc]
 
 
 def pair_days(velocity: xr.Dataset) -> xr.DataArray:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from .. import flags
+from ..errors import ParameterError
 from ._observations import Variable
 
 RATE: dict[str, Any] = {"units": "meter/year", "grid_mapping": "mapping"}
@@ -58,3 +60,35 @@ def speed(
         # Ice that does not move has no direction: its speed is as uncertain as one component.
         error = np.where(norm > 0, np.hypot(x * sx, y * sy) / norm, np.hypot(sx, sy) / np.sqrt(2))
     return norm, error
+
+
+def with_speed_error(velocity: xr.Dataset) -> xr.Dataset:
+    """The same with `v_error` [meter/year], lazily where it is lazy: of each vector, of its pair where it has none.
+
+    Raises
+    ------
+    ParameterError
+        There is no error in it.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> with_speed_error(velocity_cube("100")[0])["v_error"].dims
+    ('mid_date', 'y', 'x')
+    """
+    if "v_error" in velocity:
+        return velocity
+    errors = []
+    for name in ("vx_error", "vy_error"):
+        known = [velocity[n] for n in (f"{name}_px", name) if n in velocity]
+        if not known:
+            raise ParameterError("dataset", rule=f"needs {name} or v_error", fix="show another layer")
+        errors.append(known[0] if len(known) == 1 else known[0].fillna(known[1]))
+    vectors = (velocity["vx"], velocity["vy"], *errors)
+    error = xr.apply_ufunc(_speed_error, *vectors, dask="parallelized", output_dtypes=[np.float32])
+    attrs = {**RATE, "long_name": "error of v, propagated from vx and vy"}
+    return velocity.assign(v_error=error.transpose(*velocity["vx"].dims).assign_attrs(attrs))
+
+
+def _speed_error(*vectors: NDArray[Any]) -> NDArray[np.float32]:
+    return np.where(np.isfinite(vectors[0]), speed(*vectors)[1], np.nan).astype(np.float32)

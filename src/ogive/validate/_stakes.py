@@ -102,6 +102,31 @@ def stakes(
     return _compared(out, measured, found)
 
 
+def read_stakes(table: str | Path | pd.DataFrame, crs: str) -> pd.DataFrame:
+    """Point velocities under plain names: `name`, `x`, `y` [m], `t1`, `t2`, `v`, `v_error` [meter/year], components.
+
+    Parameters
+    ----------
+    table : path or pd.DataFrame
+        As in `stakes`.
+    crs : str
+        Coordinate system of `x`, `y` in the result, and in the table where it has no `lon`, `lat`.
+
+    Raises
+    ------
+    ParameterError
+        A column is missing or holds something that is no number or date.
+
+    Examples
+    --------
+    >>> row = {"Stake": "A1", "lon": 9.0, "lat": 45.0, "date1": "2020-06-01", "date2": "2020-09-01", "v": 120}
+    >>> read_stakes(pd.DataFrame([row]), "EPSG:32632")[["name", "x", "v"]].values.tolist()
+    [['A1', 500000.0, 120.0]]
+    """
+    out, measured = _read(table, crs)
+    return out.assign(**measured)
+
+
 def _read(table: str | Path | pd.DataFrame, crs: str) -> tuple[pd.DataFrame, dict[str, Float]]:
     """What is known of the stakes: name, place and interval; and the measured velocities with their errors."""
     given = read_table(table)

@@ -11,8 +11,9 @@ import pandas as pd
 import shapely
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -44,6 +45,13 @@ _REASON_COLOURS = {
     flags.UNREADABLE: "#ddcc77",
 }
 _VALID, _WARNED = "#e8f5ee", "#99ddbb"
+REASONS: list[tuple[str, str]] = [
+    ("valid", _VALID),
+    *((text.replace("_", " "), _REASON_COLOURS.get(bit, _WARNED)) for bit, text in flags.MEANINGS.items()),
+    ("valid, with a warning", _WARNED),
+]
+"""What a pixel of a flag map can say, and its colour; `reasons` counts in this order."""
+REASON_RGB = np.round(255 * np.array([to_rgba(colour)[:3] for _, colour in REASONS])).astype(np.uint8)
 
 
 def time_text(dataset: xr.Dataset, when: int | None) -> str:
@@ -118,6 +126,8 @@ def speed_map(
     velocity: xr.Dataset,
     *,
     when: int | None = None,
+    scale: str = "auto",
+    limits: tuple[float, float] | None = None,
     arrows: bool = True,
     outlines: Any = None,
     background: xr.DataArray | None = None,
@@ -136,6 +146,10 @@ def speed_map(
         velocity, series or single map with `vx` and `vy` [meter/year].
     when : int, optional
         Position in time; None: norm of the component-wise medians.
+    scale : {"auto", "linear", "log"}
+        Of the colours; auto decides by the range of the data.
+    limits : (float, float), optional
+        Ends of the colours [meter/year]; the same limits make maps comparable.
     arrows : bool
         Flow directions, all of one length, where neighbouring vectors agree.
     outlines : GeoDataFrame, optional
@@ -154,7 +168,7 @@ def speed_map(
     Raises
     ------
     ParameterError
-        `when` is out of range.
+        `when` is out of range, an unknown scale, or limits that do not fit it.
     MaskError
         The outlines have no coordinate system.
     GridError
@@ -176,12 +190,12 @@ def speed_map(
     valid = np.isfinite(speed)
     figure, ax = style.map_figure(geobox)
     entries: list[Any] = [_draw_invalid(ax, geobox, valid, background)]
-    low, high, logarithmic = style.speed_limits(speed)
-    norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
+    norm = style.speed_norm(speed, scale, limits)
+    low, high, logarithmic = float(norm.vmin or 0), float(norm.vmax or 1), isinstance(norm, LogNorm)
     # Below the lower limit of a logarithmic scale lies 0, which LogNorm would hide like a missing value.
     shown = np.where(valid, np.maximum(speed, low), np.nan)
     image = _draw(ax, shown, geobox, cmap=style.SPEED_COLOURS, norm=norm, alpha=None if background is None else 0.75)
-    _colour_bar(figure, ax, image, f"Surface speed ({style.SPEED_UNIT})", speed)
+    colour_bar(figure, ax, image, f"Surface speed ({style.SPEED_UNIT})", speed)
     if arrows and _draw_arrows(
         ax, geobox, maps["vx"].values, maps["vy"].values, 2 * low if logarithmic else 0.1 * high
     ):
@@ -263,7 +277,7 @@ def _draw_outlines(ax: Axes, geobox: GeoBox, outlines: Any) -> Line2D:
     return Line2D([], [], color=style.OUTLINE, lw=1.2, label="outline")
 
 
-def _colour_bar(figure: Figure, ax: Axes, image: AxesImage, label: str, values: NDArray[Any]) -> None:
+def colour_bar(figure: Figure, ax: Axes, image: ScalarMappable, label: str, values: NDArray[Any]) -> None:
     """A bar as high as the map, with pointed ends where values lie beyond it."""
     finite = values[np.isfinite(values)]
     norm = image.norm
@@ -284,21 +298,6 @@ def _finish(figure: Figure, ax: Axes, entries: list[Any], title: str) -> None:
     ax.set_title(title, fontsize=10)
     columns = 4 if len(entries) > 4 else len(entries)
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def first_reason(flag: NDArray[Any]) -> NDArray[np.uint16]:
-    """The lowest bit that makes a pixel invalid: the first test in the chain that it failed; 0 = valid.
-
-    A scene that cannot be read (two bits) comes before all of them.
-
-    Examples
-    --------
-    >>> first_reason(np.array([0, flags.NOT_REFINED, flags.RIM | flags.OUTLIER, flags.UNREADABLE], np.uint16)).tolist()
-    [0, 0, 8, 32770]
-    """
-    reasons = np.asarray(flag, np.uint16) & np.uint16(0xFFFF & ~flags.WARNINGS)
-    unreadable = flags.has(reasons, flags.UNREADABLE)
-    return np.where(unreadable, np.uint16(flags.UNREADABLE), reasons & (~reasons + np.uint16(1)))
 
 
 def flag_map(
@@ -325,6 +324,38 @@ def flag_map(
     ParameterError
         The dataset has no flags, or `when` is out of range.
     """
+    shown, geobox = reasons(dataset, when)
+    figure, ax = style.map_figure(geobox)
+    norm = Normalize(-0.5, len(REASONS) - 0.5)
+    ax.imshow(
+        shown,
+        cmap=ListedColormap([colour for _, colour in REASONS]),
+        norm=norm,
+        extent=style.extent(geobox),
+        origin="upper",
+        interpolation="nearest",
+    )
+    share = np.bincount(shown.ravel(), minlength=len(REASONS)) / shown.size
+    order = [i for i in np.argsort(-share, kind="stable") if share[i] > 0]
+    patches = [
+        Patch(fc=REASONS[i][1], ec="grey", lw=0.5, label=f"{REASONS[i][0]} ({_percent(share[i])})") for i in order
+    ]
+    default = time_text(dataset, when)
+    if when is None and time_dimension(dataset) is not None:
+        default = default.replace("median", "most frequent state")
+    _finish(figure, ax, cast("list[Any]", patches), title if title is not None else default)
+    style.decorate(ax, geobox, np.zeros(shown.shape, bool))
+    return style.save(figure, path)
+
+
+def reasons(dataset: xr.Dataset, when: int | None = None) -> tuple[NDArray[np.int64], GeoBox]:
+    """Positions in `REASONS` for each pixel, first row = north, and the grid; without `when` the most frequent ones.
+
+    Raises
+    ------
+    ParameterError
+        The dataset has no flags, or `when` is out of range.
+    """
     if "flag" not in dataset:
         raise ParameterError("dataset", rule="needs a variable 'flag'", fix="use the result of track or open_velocity")
     geobox = grid.geobox_of(dataset)
@@ -338,34 +369,12 @@ def flag_map(
     for position in positions:  # one slice in memory at a time
         one = dataset["flag"] if position is None else dataset["flag"].isel({cast(str, time): position})
         flag = np.asarray(one.values, np.uint16)
-        reason = first_reason(flag)
+        reason = flags.first_reason(flag)
         for i, bit in enumerate(bits):
             counts[i] += (reason == bit) & ((bit > 0) | (flag == 0))
         counts[-1] += (reason == 0) & (flag != 0)
-    labels = ["valid", *(flags.MEANINGS[b].replace("_", " ") for b in bits[1:]), "valid, with a warning"]
-    colours = [_VALID, *(_REASON_COLOURS.get(b, _WARNED) for b in bits[1:]), _WARNED]
     shown = counts.argmax(0)
-    if geobox.affine.e > 0:
-        shown, geobox = shown[::-1], geobox.flipy()
-    figure, ax = style.map_figure(geobox)
-    norm = Normalize(-0.5, len(colours) - 0.5)
-    ax.imshow(
-        shown,
-        cmap=ListedColormap(colours),
-        norm=norm,
-        extent=style.extent(geobox),
-        origin="upper",
-        interpolation="nearest",
-    )
-    share = np.bincount(shown.ravel(), minlength=len(colours)) / shown.size
-    order = [i for i in np.argsort(-share, kind="stable") if share[i] > 0]
-    patches = [Patch(fc=colours[i], ec="grey", lw=0.5, label=f"{labels[i]} ({_percent(share[i])})") for i in order]
-    default = time_text(dataset, when)
-    if when is None and time is not None:
-        default = default.replace("median", "most frequent state")
-    _finish(figure, ax, cast("list[Any]", patches), title if title is not None else default)
-    style.decorate(ax, geobox, np.zeros(shown.shape, bool))
-    return style.save(figure, path)
+    return (shown[::-1], geobox.flipy()) if geobox.affine.e > 0 else (shown, geobox)
 
 
 def _percent(share: float) -> str:
@@ -405,18 +414,14 @@ def difference_map(
     if variable not in ("v", "vx", "vy"):
         raise ParameterError("variable", rule="must be v, vx or vy", value=variable)
     maps = [map_at(dataset, [variable], when=when) for dataset in (first, second)]
-    geobox, other = (grid.geobox_of(m) for m in maps)
-    if geobox != other:
-        fix = "reproject one of them first: second.odc.reproject(grid.geobox_of(first))"
-        raise GridError("second", rule=f"must lie on the grid of first, {geobox}", value=other, fix=fix)
-    difference = maps[0][variable].values.astype(np.float64) - maps[1][variable].values
+    difference, geobox = subtracted(maps[0], maps[1], variable), grid.geobox_of(maps[0])
     valid = np.isfinite(difference)
     figure, ax = style.map_figure(geobox)
     entries: list[Any] = [_draw_invalid(ax, geobox, valid)]
-    limit = style.nice_above(max(abs(p) for p in style.robust_limits(difference)))
+    limit = difference_limit(difference)
     image = _draw(ax, difference, geobox, cmap=style.DIFFERENCE_COLOURS, norm=Normalize(-limit, limit))
     name = {"v": "speed", "vx": "vx", "vy": "vy"}[variable]
-    _colour_bar(figure, ax, image, f"Difference of {name} ({style.SPEED_UNIT})", difference)
+    colour_bar(figure, ax, image, f"Difference of {name} ({style.SPEED_UNIT})", difference)
     if outlines is not None:
         entries.append(_draw_outlines(ax, geobox, outlines))
     middle = float(np.median(difference[valid])) if valid.any() else np.nan
@@ -425,3 +430,36 @@ def difference_map(
     _finish(figure, ax, entries, f"{title}\n{text}" if title else text)
     style.decorate(ax, geobox, valid)
     return style.save(figure, path)
+
+
+def subtracted(first: xr.Dataset, second: xr.Dataset, variable: str) -> NDArray[np.float64]:
+    """The difference of two single maps.
+
+    Raises
+    ------
+    GridError
+        The grids differ.
+    """
+    geobox, other = (grid.geobox_of(m) for m in (first, second))
+    if geobox != other:
+        fix = "put it there first: ogive.regrid(second, first)"
+        raise GridError("second", rule=f"must lie on the grid of first, {geobox}", value=other, fix=fix)
+    difference: NDArray[np.float64] = first[variable].values.astype(np.float64) - second[variable].values
+    return difference
+
+
+def difference_limit(difference: NDArray[Any]) -> float:
+    """A round number for both ends of the colours of a difference."""
+    return style.nice_above(max(abs(p) for p in style.robust_limits(difference)))
+
+
+def value_figure(values: NDArray[Any], geobox: GeoBox, colours: str, norm: Normalize, label: str, title: str) -> Figure:
+    """A map of any number, with its colour bar."""
+    valid = np.isfinite(values)
+    figure, ax = style.map_figure(geobox)
+    entries: list[Any] = [_draw_invalid(ax, geobox, valid)]
+    image = _draw(ax, values, geobox, cmap=colours, norm=norm)
+    colour_bar(figure, ax, image, label, values)
+    _finish(figure, ax, entries, title)
+    style.decorate(ax, geobox, valid)
+    return figure

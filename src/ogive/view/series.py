@@ -19,6 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from .. import flags, grid
 from ..errors import ParameterError
 from ..export import locate, map_at, median_valid, time_dimension
+from ..flowline import sample_bilinear
+from ..invert._series import with_speed_error
 from . import style
 from .maps import time_text
 
@@ -26,24 +28,28 @@ _TRUTH, _STAKE = "#D55E00", "black"
 
 
 def plot_series(
-    series: xr.Dataset,
+    series: xr.Dataset | Mapping[str, xr.Dataset],
     points: Mapping[str, tuple[float, float]],
     *,
     pairs: xr.Dataset | None = None,
     truth: xr.Dataset | Mapping[str, pd.Series] | None = None,
     stakes: pd.DataFrame | None = None,
+    together: bool = False,
     path: str | Path | None = None,
 ) -> Figure:
     """Speed through time at points: the series with its 1- and 2-sigma bands, and what lies behind it.
 
-    One panel for each point. Times with an invalid flag (a gap, too few pairs) are shaded and interrupt the line.
+    One panel for each point. Times with an invalid flag (a gap, too few pairs) are shaded and interrupt the line. Of
+    several sources in one panel each has a colour and its 1-sigma band; a velocity of pairs is drawn as bars from date
+    1 to date 2 with the error of each.
 
     Parameters
     ----------
-    series : xr.Dataset
-        dims (time, y, x), with `v` or `vx` and `vy`, `v_error` [meter/year], `flag`.
+    series : xr.Dataset or mapping name -> Dataset
+        dims (time, y, x), with `v` or `vx` and `vy`, `v_error` [meter/year], `flag`; or several sources by name, also
+        velocities (mid_date, y, x) and those of others. Speeds are shown as each source gives them.
     points : mapping name -> (x, y)
-        Map coordinates [m]; each is read from the cell that holds it.
+        Map coordinates [m] of the first source; each is read from the cell that holds it, in every source.
     pairs : xr.Dataset, optional
         The velocity that was inverted: each valid pair is a thin bar from date 1 to date 2 at its speed.
     truth : xr.Dataset or mapping name -> Series, optional
@@ -51,36 +57,44 @@ def plot_series(
     stakes : DataFrame, optional
         Measured on the ground: columns `name` (as in `points`), `t1`, `t2`, `v` or `vx`, `vy` and, if known,
         `v_error` [meter/year]; for a table of `validate.stakes` use `stakes_series`.
+    together : bool
+        All points in one panel.
     path : path, optional
         Save the figure there.
 
     Raises
     ------
     ParameterError
-        No point, a point outside the grid, stakes without the columns.
+        No source, no point, a point outside the grid of the first source, stakes without the columns.
     """
-    rows, columns = locate(series, points)
+    sources = {"series": series} if isinstance(series, xr.Dataset) else dict(series)
+    if not sources:
+        raise ParameterError("series", rule="needs at least one source", fix="pass a series or {'name': series}")
+    first = next(iter(sources.values()))
+    locate(first, points)
     if stakes is not None:
         given = set(stakes.columns)
         if not ({"name", "t1", "t2"} <= given and ("v" in given or {"vx", "vy"} <= given)):
             raise ParameterError("stakes", rule="need the columns name, t1, t2 and v or vx, vy", value=sorted(given))
-    count = len(points)
-    figure = style.new_figure(7.5, 0.9 + 2.1 * count)
-    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    for ax, name, row, column in zip(axes, points, rows, columns):
-        tops = [_draw_series(ax, series.isel(y=row, x=column).compute())]
-        if pairs is not None:
-            tops.append(_draw_pairs(ax, pairs, name, points[name]))
-        known = _truth_at(truth, name, points[name])
-        if known is not None:
-            dates = style.day_number(known.index)
-            ax.plot(dates, known.to_numpy(), color=_TRUTH, lw=1.2, ls="--", label="truth", zorder=4)
-            tops.append(float(known.max()))
-        if stakes is not None:
-            tops.append(_draw_stakes(ax, stakes[stakes["name"] == name]))
+    panels = {"": list(points)} if together else {name: [name] for name in points}
+    figure = style.new_figure(7.5, (3.4 if together else 0.9 + 2.1 * len(panels)))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (title, names) in zip(axes, panels.items()):
+        tops = _draw_sources(ax, sources, {name: points[name] for name in names})
+        for name in names:
+            if pairs is not None:
+                place = grid.points_on({name: points[name]}, grid.geobox_of(first), grid.geobox_of(pairs))
+                tops.append(_draw_pairs(ax, pairs, name, place[name]))
+            known = _truth_at(truth, name, points[name])
+            if known is not None:
+                dates = style.day_number(known.index)
+                ax.plot(dates, known.to_numpy(), color=_TRUTH, lw=1.2, ls="--", label="truth", zorder=4)
+                tops.append(float(known.max()))
+            if stakes is not None:
+                tops.append(_draw_stakes(ax, stakes[stakes["name"] == name]))
         finite = [t for t in tops if np.isfinite(t)]
         ax.set_ylim(0, 1.08 * max(finite) if finite and max(finite) > 0 else 1.0)
-        ax.set_title(f"{name}", fontsize=9, loc="left")
+        ax.set_title(f"{title}", fontsize=9, loc="left")
         ax.grid(color="0.9", lw=0.6)
         ax.tick_params(labelsize=8)
     style.date_axis(axes[-1])
@@ -90,14 +104,49 @@ def plot_series(
         list(entries.values()),
         list(entries),
         loc="outside lower center",
-        ncols=len(entries),
+        ncols=min(len(entries), 5),
         fontsize=8,
         frameon=False,
     )
     return style.save(figure, path)
 
 
-def _draw_series(ax: Axes, one: xr.Dataset) -> float:
+def _draw_sources(
+    ax: Axes, sources: Mapping[str, xr.Dataset], points: Mapping[str, tuple[float, float]]
+) -> list[float]:
+    """All sources at all points in one panel; the highest speeds that its axis must show."""
+    home = grid.geobox_of(next(iter(sources.values())))
+    alone = len(sources) * len(points) == 1
+    tops, spans = [], []
+    for i, (source, dataset) in enumerate(sources.items()):
+        for j, (name, point) in enumerate(points.items()):
+            words = [source] * (len(sources) > 1) + [name] * (len(points) > 1)
+            kind = {
+                "colour": style.LINES[(i * len(points) + j) % len(style.LINES)],
+                "label": ", ".join(words) or source,
+            }
+            place = grid.points_on({name: point}, home, grid.geobox_of(dataset))
+            try:
+                (row,), (column,) = locate(dataset, place)
+            except ParameterError:
+                if i == 0:
+                    raise
+                continue  # sources need not cover each other
+            if "mid_date" in dataset.dims:
+                tops.append(_draw_pairs(ax, dataset, name, place[name], errors=True, **kind))
+                dates = [dataset[f"acquisition_date_img{k}"].values for k in (1, 2)]
+                spans.append(style.day_number(np.stack(dates)))
+            else:
+                tops.append(_draw_series(ax, dataset.isel(y=row, x=column).compute(), alone=alone, **kind))
+                spans.append(_edges(dataset, style.day_number(dataset["time"].values)).T)
+    ends = [(np.min(low), np.max(high)) for low, high in spans]
+    ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
+    return tops
+
+
+def _draw_series(
+    ax: Axes, one: xr.Dataset, *, colour: str = style.LINES[0], label: str = "series", alone: bool = True
+) -> float:
     """Line, bands and shaded gaps; returns the highest speed that the axis must show."""
     v = np.hypot(one["vx"].values, one["vy"].values) if "vx" in one else one["v"].values
     if "flag" in one:
@@ -107,18 +156,19 @@ def _draw_series(ax: Axes, one: xr.Dataset) -> float:
     top = v
     if "v_error" in one:
         error = one["v_error"].values.astype(np.float64)
-        for sigma, alpha in ((2, 0.15), (1, 0.25)):
+        for sigma, alpha in ((2, 0.15), (1, 0.25)) if alone else ((1, 0.2),):
             low, high = np.maximum(v - sigma * error, 0), v + sigma * error
-            label = f"{sigma}-sigma band"
-            ax.fill_between(time, low, high, color=style.LINES[0], alpha=alpha, lw=0, zorder=3, label=label)
-        top = np.where(np.isfinite(error), v + 2 * error, v)
+            band = f"{sigma}-sigma band" if alone else None
+            ax.fill_between(time, low, high, color=colour, alpha=alpha, lw=0, zorder=3, label=band)
+        top = np.where(np.isfinite(error), v + (2 if alone else 1) * error, v)
     # A marker as well: a single time between two gaps has no line.
-    ax.plot(time, v, color=style.LINES[0], lw=1.4, marker=".", ms=3.5, label="series", zorder=5)
+    ax.plot(time, v, color=colour, lw=1.4, marker=".", ms=3.5, label=label, zorder=5)
     edges = _edges(one, time)
-    for i, (start, stop) in enumerate(_runs(~np.isfinite(v))):
-        label = "no valid speed" if i == 0 else "_"
-        ax.axvspan(edges[start, 0], edges[stop - 1, 1], color="0.93", lw=0, zorder=0, label=label)
-    ax.set_xlim(edges[0, 0], edges[-1, 1])
+    for i, (start, stop) in enumerate(_runs(~np.isfinite(v)) if alone else []):
+        ax.axvspan(
+            edges[start, 0], edges[stop - 1, 1], color="0.93", lw=0, zorder=0,
+            label="no valid speed" if i == 0 else "_",
+        )  # fmt: skip
     return float(np.nanmax(top)) if np.isfinite(top).any() else np.nan
 
 
@@ -142,21 +192,30 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1))]
 
 
-def _draw_pairs(ax: Axes, pairs: xr.Dataset, name: str, point: tuple[float, float]) -> float:
+def _draw_pairs(
+    ax: Axes, pairs: xr.Dataset, name: str, point: tuple[float, float], *, colour: str = "0.35", label: str = "pairs",
+    errors: bool = False,
+) -> float:  # fmt: skip
+    """A bar from date 1 to date 2 for each valid pair, with its error if wanted."""
     (row,), (column,) = locate(pairs, {name: point})
     used = [n for n in ("vx", "vy", "flag", "acquisition_date_img1", "acquisition_date_img2") if n in pairs.variables]
-    one = pairs[used].isel(y=row, x=column).compute()
+    bars = [n for n in ("v_error", "vx_error", "vy_error", "vx_error_px", "vy_error_px") if errors and n in pairs]
+    one = pairs[[*used, *bars]].isel(y=row, x=column).compute()
     v = np.hypot(one["vx"].values, one["vy"].values).astype(np.float64)
     valid = np.isfinite(v) & (~flags.invalid(one["flag"].values) if "flag" in one else True)
     if not valid.any():
         return np.nan
     start, stop = (style.day_number(one[f"acquisition_date_img{i}"].values)[valid] for i in (1, 2))
-    v = v[valid]
-    lines = [[(a, s), (b, s)] for a, b, s in zip(start, stop, v)]
-    alpha = float(np.clip(12 / v.size**0.6, 0.08, 0.6))
-    ax.add_collection(LineCollection(lines, colors="0.35", linewidths=0.6, alpha=alpha, zorder=2, label="pairs"))
+    lines = [[(a, s), (b, s)] for a, b, s in zip(start, stop, v[valid])]
+    alpha = float(np.clip(12 / valid.sum() ** 0.6, 0.08, 0.6))
+    ax.add_collection(LineCollection(lines, colors=colour, linewidths=0.6, alpha=alpha, zorder=2, label=label))
+    if bars:
+        error = with_speed_error(one)["v_error"].values[valid].astype(np.float64)
+        middle = (start + stop) / 2
+        upright = [[(m, max(s - e, 0)), (m, s + e)] for m, s, e in zip(middle, v[valid], error) if np.isfinite(e)]
+        ax.add_collection(LineCollection(upright, colors=colour, linewidths=0.5, alpha=alpha, zorder=2))
     # One pair in ten may be wild and must not squash the series.
-    return float(np.percentile(v, 90))
+    return float(np.percentile(v[valid], 90))
 
 
 def _truth_at(
@@ -243,34 +302,6 @@ def pair_network(
         title if title is not None else f"{scenes.size} scenes, {count} pairs, {networks} {plural}", fontsize=10
     )
     return style.save(figure, path)
-
-
-def sample_bilinear(values: NDArray[Any], row: NDArray[Any], column: NDArray[Any]) -> NDArray[np.float64]:
-    """Values between pixel centres; NaN outside and where a pixel that contributes is NaN.
-
-    Parameters
-    ----------
-    values : array (y, x)
-    row, column : float array (n,)
-        Positions in pixel centres: 0 = centre of the first pixel.
-
-    Examples
-    --------
-    >>> sample_bilinear(np.array([[0.0, 2.0], [np.nan, 4.0]]), np.array([0.0, 0.5]), np.array([0.5, 1.0])).tolist()
-    [1.0, 3.0]
-    """
-    height, width = values.shape
-    inside = (row >= 0) & (row <= height - 1) & (column >= 0) & (column <= width - 1)
-    r, c = np.where(inside, row, 0.0), np.where(inside, column, 0.0)
-    r0, c0 = np.floor(r).astype(int), np.floor(c).astype(int)
-    total = np.zeros(r.shape)
-    for dr in (0, 1):
-        for dc in (0, 1):
-            weight = np.abs(1 - dr - (r - r0)) * np.abs(1 - dc - (c - c0))
-            pixel = values[np.minimum(r0 + dr, height - 1), np.minimum(c0 + dc, width - 1)]
-            # A neighbour with weight 0 must not make the sum NaN.
-            total += np.where(weight > 0, weight * pixel, 0.0)
-    return np.where(inside, total, np.nan)
 
 
 def speed_profile(

@@ -6,12 +6,13 @@ grey, a colour that viridis does not contain, so it can never be read as 0 m/yr;
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyproj
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
@@ -19,12 +20,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from ..errors import ParameterError
+
 SPEED_UNIT = "m/yr"
 SPEED_COLOURS = "viridis"
 DIFFERENCE_COLOURS = "RdBu_r"
 INVALID = "#d4d4d4"
 """Face of a pixel without a velocity."""
 INVALID_HATCH = "#b4b4b4"
+SCALES = ("auto", "linear", "log")
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe-Ito, the yellow left out: it disappears on white paper."""
 OUTLINE = "#B30000"
@@ -123,6 +127,43 @@ def speed_limits(speed: NDArray[Any]) -> tuple[float, float, bool]:
     return 0.0, high, False
 
 
+def speed_norm(values: NDArray[Any], scale: str, limits: tuple[float, float] | None) -> Normalize:
+    """Colour scale of speeds.
+
+    Raises
+    ------
+    ParameterError
+        An unknown scale, limits that are not ascending, or a logarithm of a limit that is not above 0.
+    """
+    if scale not in SCALES:
+        raise ParameterError("scale", rule=f"must be one of {', '.join(SCALES)}", value=repr(scale))
+    low, high, logarithmic = speed_limits(values)
+    logarithmic = logarithmic if scale == "auto" else scale == "log"
+    if limits is not None:
+        low, high = limits
+    elif logarithmic:
+        low = max(low, 1.0, nice_below(high / 300))
+        high = max(high, 10 * low)
+    else:
+        low = 0.0
+    _assert_limits(low, high, logarithmic)
+    return LogNorm(low, high) if logarithmic else Normalize(low, high)
+
+
+def plain_norm(values: NDArray[Any], limits: tuple[float, float] | None = None, *, high: float = 98.0) -> Normalize:
+    """From 0 to a round number that so many of 100 values do not exceed."""
+    top = robust_limits(values, high=high)[1]
+    low, top = (0.0, nice_above(top) if top > 0 else 1.0) if limits is None else limits
+    _assert_limits(low, top, False)
+    return Normalize(low, top)
+
+
+def _assert_limits(low: float, high: float, logarithmic: bool) -> None:
+    if not low < high or (logarithmic and low <= 0):
+        rule = "must ascend" + (", and be above 0 on a logarithmic scale" if logarithmic else "")
+        raise ParameterError("limits", rule=rule, value=(low, high))
+
+
 def scale_bar_length(width: float) -> float:
     """Length of a scale bar [m] for a map of this width [m]: a round number, at most a quarter of it.
 
@@ -209,11 +250,12 @@ def day_number(dates: Any) -> NDArray[np.float64]:
     return np.asarray(date2num(dates), np.float64)  # type: ignore[no-untyped-call]
 
 
-def date_axis(ax: Axes) -> None:
+def date_axis(ax: Axes, which: Literal["x", "y"] = "x") -> None:
     """Dates without repeated years and months."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
     locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-    ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     ax.tick_params(labelsize=8)
 
 
