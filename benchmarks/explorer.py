@@ -25,8 +25,8 @@ import ogive as og
 from ogive import flags, grid
 from ogive.invert._series import COMMON, speed
 from ogive.overview import open_overview
-from ogive.view.explore._session import Session
-from ogive.view.explore.look import Look
+from ogive.view.explorer._session import Session
+from ogive.view.explorer.look import Look
 
 SIZE, WINDOWS, BLOCK = 2000, 100, 256
 BOX = GeoBox((SIZE, SIZE), Affine(50, 0, 500000, 0, -50, 5100000), "EPSG:32632")
@@ -111,7 +111,7 @@ def interactive(path: str) -> dict[str, tuple[float, float]]:
         "import time; a, b = time.perf_counter(), time.process_time()\n"
         "import ogive\nprint(time.perf_counter() - a, time.process_time() - b)\n"
         "a, b = time.perf_counter(), time.process_time()\n"
-        "from ogive.view.explore._session import Session\nfrom ogive.view.explore.look import Look\n"
+        "from ogive.view.explorer._session import Session\nfrom ogive.view.explorer.look import Look\n"
         f"look = Look(Session(stores={{'series': {path!r}}}))\n"
         "assert len(look.map.picture.url) > 1000 and not look.notice.text\n"
         "print(time.perf_counter() - a, time.process_time() - b)"

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from ogive import cli, store
 from ogive._ledger import seal
-from ogive.run import RunConfig, template
+from ogive.run import RunConfig
+from ogive.runfile import template
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
 from ogive.testing.stores import contents

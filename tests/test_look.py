@@ -24,9 +24,9 @@ pytest.importorskip("ipyleaflet", reason="the explorer needs ogive[explore]")
 
 from ogive.run import RunConfig
 from ogive.view import layers, style
-from ogive.view.explore._session import Session
-from ogive.view.explore.look import HERE, Look
-from ogive.view.explore.takeaway import TakeAway
+from ogive.view.explorer._session import Session
+from ogive.view.explorer.look import HERE, Look
+from ogive.view.explorer.takeaway import TakeAway
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import rasterio
 import yaml
 
-from ogive import _read, run, store
+from ogive import _read, run, runfile, store
 from ogive.errors import MaskError, OgiveError, PairError, ParameterError, StoreError
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
@@ -88,7 +88,7 @@ def chunks(path: Path) -> dict[str, bytes]:
 
 
 def test_the_template_is_the_default(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(run.template())
+    (tmp_path / "run.yaml").write_text(runfile.template())
     config = run.load(tmp_path / "run.yaml")
     default = run.RunConfig()
     assert config.output == str(tmp_path / "velocity")
@@ -99,7 +99,7 @@ def test_the_template_is_the_default(tmp_path: Path) -> None:
 
 
 def test_the_template_explains_every_field() -> None:
-    lines = run.template().splitlines()
+    lines = runfile.template().splitlines()
     for name in run.RunConfig.model_fields:
         assert any(line.startswith(f"{name}:") and "# " in line for line in lines), name
     for section in (run.SearchSection, run.CubeSection, run.StableSection, run.InvertSection):
@@ -387,8 +387,8 @@ def test_nothing_remains_when_no_block_could_be_written(
     config = make(search={"source": "gone.json"}, unreadable="fail")
     real = run.prepare
 
-    def then_removed(config: run.RunConfig) -> Any:  # the scenes were there when the run looked at them
-        prepared = real(config)
+    def then_removed(config: run.RunConfig, **options: Any) -> Any:  # the scenes were there when the run looked at them
+        prepared = real(config, **options)
         shutil.rmtree(gone)
         return prepared
 

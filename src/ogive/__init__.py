@@ -8,6 +8,7 @@ from importlib.metadata import version as _version
 
 from . import cluster, correct, diagnose, export, filters, masks, validate, view
 from ._append import append
+from .cover import scene_cover
 from .cube import open_cube
 from .diagnose import why
 from .errors import OgiveError
@@ -19,8 +20,10 @@ from .kernels import NCC
 from .local import local_items
 from .overview import overview
 from .pairs import PairRules, make_pairs
+from .pathrow import query_pathrow
 from .search import scene_table, search
 from .store import open_velocity, status, verify, write
+from .tile import try_tile
 from .track import track
 from .update import update
 
@@ -52,12 +55,15 @@ __all__ = [
     "open_cube",
     "open_velocity",
     "overview",
+    "query_pathrow",
     "regrid",
+    "scene_cover",
     "scene_table",
     "search",
     "season",
     "status",
     "track",
+    "try_tile",
     "update",
     "validate",
     "verify",

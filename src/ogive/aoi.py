@@ -64,6 +64,35 @@ def resolve_aoi(aoi: Any, outlines: Any = None) -> BaseGeometry:
         raise SearchError("aoi", rule="must be a file that can be read", value=error, fix="check the path") from error
 
 
+def read_aoi(text: str) -> Any:
+    """What was typed, as `resolve_aoi` takes it: two numbers are a point, four a box, all else an RGI id or a file.
+
+    Around a point (longitude, latitude) it is a square of 10 km.
+
+    Examples
+    --------
+    >>> read_aoi("10.7, 46.7, 10.9, 46.9"), read_aoi(" RGI60-11.03643 ")
+    ((10.7, 46.7, 10.9, 46.9), 'RGI60-11.03643')
+    >>> [round(degrees, 3) for degrees in read_aoi("8.03 46.5")]
+    [7.965, 46.455, 8.095, 46.545]
+    """
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        return text.strip()
+    if len(numbers) != 2:
+        return tuple(numbers) if numbers else text.strip()
+    lon, lat = numbers
+    _check_range((lon, lat, lon, lat), "point")
+    north = _AROUND / _DEGREE
+    east = min(180.0, north / max(math.cos(math.radians(lat)), 1e-3))
+    return lon - east, lat - north, lon + east, lat + north
+
+
+_AROUND, _DEGREE = 5.0, 111.2
+"""Half the side of the square around a point, and a degree of latitude [km]."""
+
+
 def _resolve(aoi: Any, outlines: Any) -> BaseGeometry:
     if isinstance(aoi, gpd.GeoDataFrame | gpd.GeoSeries):
         return _checked(_lonlat(aoi, "aoi"))

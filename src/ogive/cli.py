@@ -43,7 +43,7 @@ def demo(
 
 @app.command()
 def search(
-    aoi: Annotated[str, typer.Argument(help="RGI id, west,south,east,north, or a vector file.")],
+    aoi: Annotated[str, typer.Argument(help="RGI id, west,south,east,north, lon,lat, or a vector file.")],
     datetime: Annotated[str | None, typer.Option(help="2021-06/2022-10")] = None,
     sensor: Annotated[str | None, typer.Option(help="sentinel-2 or landsat")] = None,
     max_cloud: Annotated[float | None, typer.Option(help="Most cloud of a scene [percent].")] = None,
@@ -54,12 +54,12 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find scenes and list them."""
-    from .aoi import resolve_aoi
+    from .aoi import read_aoi, resolve_aoi
     from .local import write_items
     from .search import scene_table
     from .search import search as find
 
-    area = resolve_aoi(_aoi(aoi), outlines)
+    area = resolve_aoi(read_aoi(aoi), outlines)
     items = find(area, datetime, sensor=sensor, max_cloud=max_cloud, source=source, files=files)
     if output is not None:
         write_items(items, output)
@@ -88,7 +88,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented run file with every field and its default."""
-    from .run import template
+    from .runfile import template
 
     if path.exists() and not force:
         raise OgiveError(str(path), rule="exists", fix="choose another name, or --force")
@@ -225,16 +225,6 @@ def export(
         case _:
             raise ParameterError("output", rule="must end in .tif, .nc, .csv, .parquet or .zarr", value=output.name)
     console.print(f"{output}: written")
-
-
-def _aoi(text: str) -> Any:
-    parts = text.split(",")
-    if len(parts) == 4:
-        try:
-            return tuple(float(p) for p in parts)
-        except ValueError:
-            pass
-    return text
 
 
 def _finish(result: Any, as_json: bool, names: tuple[str, ...]) -> None:

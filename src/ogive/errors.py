@@ -94,5 +94,9 @@ class StoreError(OgiveError):
     """A store cannot be written, resumed or opened."""
 
 
+class CancelledError(OgiveError):
+    """The user stopped a run; every block that was finished stays."""
+
+
 class ClusterError(OgiveError):
     """The Dask cluster cannot be used: no worker, other package versions."""

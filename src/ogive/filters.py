@@ -252,6 +252,13 @@ def local_median(
 def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
     """Flag LOW_CORRELATION where `corr` is below a minimum.
 
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        With `vx`, `vy`, `v`, `corr`, `flag`.
+    minimum : float
+        Least correlation at the peak that is kept, -1 ... 1. 0.5 to 0.6 for chips of 24 to 32 px.
+
     Raises
     ------
     ParameterError
@@ -274,6 +281,13 @@ def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
 
 def speed_limit(velocity: xr.Dataset, maximum: float) -> xr.Dataset:
     """Flag OUTLIER where the speed exceeds what ice there can do [meter/year].
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        With `vx`, `vy`, `v`, `flag`.
+    maximum : float
+        Largest speed that is kept [meter/year].
 
     Raises
     ------

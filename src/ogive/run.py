@@ -7,21 +7,22 @@ that `ogive init` writes into the template.
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pystac
 import xarray as xr
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import correct, filters, masks, store, summary
 from ._trust import plain_yaml, understood, without_secrets
 from .cluster import connect
 from .cube import open_cube, usable_share
-from .errors import PairError, ParameterError
+from .errors import PairError, ParameterError, SearchError
 from .explain import explain
 from .invert import invert
 from .kernels import KERNELS, Kernel
@@ -35,11 +36,13 @@ MATCHES, VELOCITY, SERIES = "matches.zarr", "velocity.zarr", "series.zarr"
 """The stores in a run's folder."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of the run file: fields that are checked, and can be given no others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SearchSection(_Section):
+class SearchSection(Section):
     """Which scenes."""
 
     source: str = Field(
@@ -54,9 +57,10 @@ class SearchSection(_Section):
     limit: int | None = Field(None, description="most scenes")
     outlines: str | None = Field(None, description="vector file of RGI outlines, to look up an RGI id")
     files: str | None = Field(None, description="folder of the images that an items.json names; empty: its own")
+    leave_out: list[str] = Field(default_factory=list, description="ids of scenes that are not to be used")
 
 
-class CubeSection(_Section):
+class CubeSection(Section):
     """One band on one grid."""
 
     band: str | dict[str, str] | None = Field(None, description="nir, pan, or one per sensor; empty: each sensor's own")
@@ -67,7 +71,7 @@ class CubeSection(_Section):
     sign: str | None = Field(None, description="signer of catalogs/stac.yaml, or none; empty: that of the source")
 
 
-class StableSection(_Section):
+class StableSection(Section):
     """Ground that does not move; without ice and rock no correction is made."""
 
     ice: str | None = Field(None, description="vector file of ice outlines")
@@ -77,14 +81,14 @@ class StableSection(_Section):
     buffer: float = Field(320.0, description="distance kept from the ice [m]")
 
 
-class InvertSection(_Section):
+class InvertSection(Section):
     """The time series; leave the section out for a single pair."""
 
     method: str = Field("adaptive", description="adaptive, annual or ticoi")
     every: str | None = Field(None, description="window as a pandas offset; default: that of the method")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that a run needs; the fields of `run.yaml`."""
 
     title: str = Field("Glacier velocity", description="heading of the report")
@@ -217,39 +221,9 @@ _PATHS: dict[str, tuple[str, ...]] = {
 }
 
 
-def template() -> str:
-    """A commented run file with every field and its default.
-
-    Examples
-    --------
-    >>> config = RunConfig.model_validate(yaml.safe_load(template()))
-    >>> config.search == RunConfig().search, config.make_kernel() == RunConfig().make_kernel()
-    (True, True)
-    """
-    lines = ["# A run of ogive: `ogive explain run.yaml` shows what it costs, `ogive run run.yaml` does it."]
-    for name, info in RunConfig.model_fields.items():
-        default = info.get_default(call_default_factory=True)
-        if isinstance(default, _Section):
-            lines += ["", f"{name}:  # {(type(default).__doc__ or '').strip()}"]
-            lines += [
-                f"  {key}: {_yaml(getattr(default, key))}  # {f.description}"
-                for key, f in type(default).model_fields.items()
-            ]
-        elif name in ("pairs", "kernel"):
-            source = PairRules if name == "pairs" else KERNELS["ncc"]
-            lines += ["", f"{name}:  # {info.description}"] + (["  name: ncc"] if name == "kernel" else [])
-            lines += [f"  {f.name}: {_yaml(f.default)}" for f in fields(source)]  # type: ignore[arg-type]
-        else:
-            lines += [f"{name}: {_yaml(default)}  # {info.description}"]
-    return "\n".join(lines) + "\n"
-
-
-def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
-    return text.replace("\n...", "").strip()
-
-
-def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Dataset]:
+def prepare(
+    config: RunConfig, *, check: bool = True, items: pystac.ItemCollection | None = None, kernel: Any = None
+) -> tuple[xr.Dataset, xr.Dataset]:
     """Search, cube, pairs and the lazy velocity of a run.
 
     Parameters
@@ -258,6 +232,10 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     check : bool
         Look at every scene coarsely first, leave out those without a usable pixel, and refuse to start if too few are
         left. This is the only step that reads pixels.
+    items : pystac.ItemCollection, optional
+        What `find` gave, if that was called before.
+    kernel : Kernel or callable, optional
+        Instead of the one that the run file names; a user's own, for example, because a run file names no code.
 
     Returns
     -------
@@ -269,8 +247,9 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
     OgiveError
         Whatever keeps the run from starting; nothing has been written then.
     """
-    kernel, query, part = config.make_kernel(), config.search, config.cube
-    items = find(config)
+    matcher = config.make_kernel() if kernel is None else kernel
+    query, part = config.search, config.cube
+    items = find(config) if items is None else items
     area = None if query.aoi is None else _area(query.aoi, query.outlines)
     # An AOI needs room around it for stable ground; without one the scenes' common area has that already.
     cube = open_cube(
@@ -286,7 +265,7 @@ def prepare(config: RunConfig, *, check: bool = True) -> tuple[xr.Dataset, xr.Da
             )  # fmt: skip
         cube = without_empty(cube, share)
     pairs = make_pairs(cube, pair_rules(config.pairs))
-    velocity = track(cube, pairs, kernel, stack=config.stack, unreadable=config.unreadable)
+    velocity = track(cube, pairs, matcher, stack=config.stack, unreadable=config.unreadable)
     # What follows the matching is tried on the lazy cube: a wrong filter or mask must not show up hours later.
     stable_mask(config, velocity)
     filtered = apply_filters(config, velocity)
@@ -301,13 +280,17 @@ def find(config: RunConfig) -> pystac.ItemCollection:
     Raises
     ------
     OgiveError
-        See `search`.
+        See `search`; or all scenes are to be left out.
     """
     query = config.search
-    return search(
+    found = search(
         query.aoi, query.datetime, sensor=query.sensor, max_cloud=query.max_cloud, source=query.source,
         limit=query.limit, outlines=query.outlines, files=query.files,
     )  # fmt: skip
+    kept = [item for item in found if item.id not in set(query.leave_out)]
+    if not kept:
+        raise SearchError("search.leave_out", rule="leaves no scene", value=f"{len(found)} found", fix="shorten it")
+    return pystac.ItemCollection(kept, clone_items=False)
 
 
 def without_empty(cube: xr.Dataset, share: pd.Series) -> xr.Dataset:
@@ -322,8 +305,23 @@ def without_empty(cube: xr.Dataset, share: pd.Series) -> xr.Dataset:
     return cube.isel(time=[i for i, s in enumerate(cube["scene_id"].values) if s not in set(empty)])
 
 
-def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunResult:
+def run(
+    config: RunConfig, *, client: Any = None, progress: bool = True, kernel: Any = None,
+    watch: Callable[[str, dict[str, Any] | None], None] | None = None,
+) -> RunResult:  # fmt: skip
     """Do the whole job; run it again after an interruption and it goes on where it was.
+
+    Parameters
+    ----------
+    config : RunConfig
+    client : distributed.Client, optional
+        Default: what `config.cluster` says.
+    progress : bool
+        Show progress bars on the terminal.
+    kernel
+        As in `prepare`.
+    watch : callable, optional
+        As in `ogive.write`, with the path of the store as its first argument.
 
     Raises
     ------
@@ -335,14 +333,19 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
         raise ParameterError("output", rule="its parent folder must exist", value=str(output.parent), fix="make it")
     if output.exists() and not output.is_dir():
         raise ParameterError("output", rule="must be a folder", value=str(output), fix="choose another name")
-    _, matches = prepare(config)
+    _, matches = prepare(config, kernel=kernel)
     output.mkdir(exist_ok=True)
     if client is None and config.cluster:
         client = connect(config.cluster, workers=config.workers)
     log.info("%s", explain(matches, client, workers=config.workers))
     how = {"client": client, "progress": progress, "workers": config.workers}
+
+    def put(velocity: xr.Dataset, name: str, **options: Any) -> None:
+        seen = None if watch is None else partial(watch, str(output / name))
+        store.write(velocity, output / name, watch=seen, **how, **options)
+
     try:
-        store.write(matches, output / MATCHES, **how)
+        put(matches, MATCHES)
     finally:
         if not any(output.iterdir()):
             output.rmdir()
@@ -352,10 +355,10 @@ def run(config: RunConfig, *, client: Any = None, progress: bool = True) -> RunR
     (output / "run.json").write_text(without_secrets(config.model_dump_json(indent=2)))
     # Cheap next to matching: made anew whenever a mask, a filter or the inversion changes.
     velocity = correct_and_filter(config, store.open_velocity(output / MATCHES))
-    store.write(velocity, output / VELOCITY, overwrite=True, **how)
+    put(velocity, VELOCITY, overwrite=True)
     if config.invert is not None:
         series = invert(store.open_velocity(output / VELOCITY), method=config.invert.method, every=config.invert.every)
-        store.write(series, output / SERIES, overwrite=True, **how)
+        put(series, SERIES, overwrite=True)
     return report(output)
 
 

@@ -67,11 +67,14 @@ if TYPE_CHECKING:
     import icechunk
 
 log = logging.getLogger("ogive")
+Watch = Callable[[dict[str, Any] | None], None]
+"""Sees the blocks of a run as they end, and may stop it."""
 
 
 def write(
     ds: xr.Dataset, path: "str | Path | icechunk.Repository", *, client: Any = None, overwrite: bool = False,
     progress: bool = True, workers: int | None = None, resources: dict[str, float] | None = None,
+    watch: Watch | None = None,
 ) -> "Path | str | icechunk.Repository":  # fmt: skip
     """Compute a lazy dataset block by block into a store; interrupt it, run the same line again, it goes on.
 
@@ -94,6 +97,10 @@ def write(
         Threads without a client; default the number of cores.
     resources : dict of str to float, optional
         What a block takes of its worker, such as `{"GPU": 1}`; the default where a kernel of the GPU was asked for.
+    watch : callable, optional
+        Is called with the ledger row of every block as it ends, failed ones too, and once with None before the first.
+        What it raises ends the run as an interruption does: blocks that run are finished, no other is begun, and the
+        same line goes on.
 
     Returns
     -------
@@ -117,7 +124,7 @@ def write(
             versions = snapshot_of(path).versions
             if _existing(versions.main(), job, overwrite) is None or versions.unfinished(job) is not None:
                 plan, objects = _planned(grid, job)
-                each = partial(compute, grid, spread=spread, still_ours=still_ours, progress=progress)
+                each = partial(compute, grid, spread=spread, still_ours=still_ours, progress=progress, watch=watch)
                 failures = write_snapshot(versions, plan, objects, block, spread, each)
                 if failures:
                     raise _blocks_failed(versions.name, failures, plan.count, len(failures) == plan.count)
@@ -128,7 +135,9 @@ def write(
         done = len(books.done(plan))
         # The name of the job that made the store, which an append has not changed.
         body = partial(block, path=target.name, job=plan.job)
-        failures = compute(grid, plan, books, body, spread=spread, still_ours=still_ours, progress=progress)
+        failures = compute(
+            grid, plan, books, body, spread=spread, still_ours=still_ours, progress=progress, watch=watch
+        )
         if failures:
             nothing = created and len(failures) == plan.count - done
             if nothing:
@@ -143,7 +152,7 @@ def write(
 def compute(
     grid: "BlockGrid", plan: Plan, books: Books, body: Callable[..., Any],
     take: Callable[[Any], dict[str, Any]] = dict, *, spread: Callable[..., Any], still_ours: Callable[[], None],
-    progress: bool, first: int = 0,
+    progress: bool, first: int = 0, watch: Watch | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run `body` on the blocks that are not done; the rows of those that failed.
 
@@ -155,6 +164,8 @@ def compute(
         `execute`, knowing where.
     first : int
         Blocks along the first dimension that the store has before the first one of the grid.
+    watch : callable, optional
+        As in `write`.
     """
     done, name = books.done(plan), books.target.name
     keys = {key_of((index[0] + first, *index[1:])): index for index in grid}
@@ -162,6 +173,8 @@ def compute(
     if done:
         log.info("%s: %d of %d blocks are done, %d to go", name, len(done), plan.count, len(todo))
     failures = []
+    if watch is not None:
+        watch(None)
     with (
         _bar(name.rsplit("/", 1)[-1], plan.count, plan.count - len(todo), progress) as advance,
         closing(spread(body, grid.tasks(todo, plan.spans()))) as results,
@@ -174,6 +187,8 @@ def compute(
             advance()
             if row["status"] != "done":
                 failures.append(row)
+            if watch is not None:
+                watch(row)
     return failures
 
 
@@ -203,8 +218,14 @@ def open_velocity(
     StoreError
         Nothing that is understood, a newer schema, or an unfinished store (say `partial=True` if that is wanted).
     """
-    if isinstance(path, list | tuple):
+    if isinstance(path, Sequence) and not isinstance(path, str):
         return open_foreign(path)
+    ds = _opened(path, partial, snapshot)
+    ds.encoding["source"] = storage_of(path).name
+    return ds
+
+
+def _opened(path: "str | Path | icechunk.Repository", partial: bool, snapshot: str | datetime | None) -> xr.Dataset:
     target = storage_of(path)
     if isinstance(target, Snapshot):
         target = target if snapshot is None else target.versions.at(snapshot)

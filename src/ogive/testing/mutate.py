@@ -27,7 +27,7 @@ import yaml
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from .. import _ledger, _sources, catalog, grid, run, store
+from .. import _ledger, _sources, catalog, grid, run, runfile, store
 from .._intake import catalog_folder
 from ..cube import open_cube
 from ..errors import OgiveError
@@ -133,7 +133,7 @@ class Bench:
             "type": "Catalog", "id": "root", "stac_version": "1.0.0", "description": "a catalogue on disk",
             "links": [{"rel": "item", "href": f"./{k}.json"} for k in range(len(found))],
         }  # fmt: skip
-        self.run = yaml.safe_load(run.template())
+        self.run = yaml.safe_load(runfile.template())
         self.run |= {
             "output": "out",
             "search": {"source": "valid.json", "sensor": "sentinel-2", "aoi": [10.29, 46.03, 10.31, 46.05]},

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .animation import speed_animation
-    from .hovmoller import hovmoller
+    from .explorer import explore
+    from .jobs import block_map, tile_map
     from .layers import layer_map
     from .maps import difference_map, flag_map, speed_map
     from .series import pair_network, plot_series, speed_profile
+    from .spacetime import hovmoller
     from .validation import stakes_scatter, stakes_series
 
 __all__ = [
-    "difference_map", "flag_map", "hovmoller", "layer_map", "pair_network", "plot_series", "speed_animation",
-    "speed_map", "speed_profile", "stakes_scatter", "stakes_series",
+    "block_map", "difference_map", "explore", "flag_map", "hovmoller", "layer_map", "pair_network", "plot_series",
+    "speed_animation", "speed_map", "speed_profile", "stakes_scatter", "stakes_series", "tile_map",
 ]  # fmt: skip
 
-_HOME = dict.fromkeys(("difference_map", "flag_map", "speed_map"), "maps")
-_HOME |= {"hovmoller": "hovmoller", "layer_map": "layers", "speed_animation": "animation"}
+_HOME = {"explore": "explorer", "hovmoller": "spacetime", "layer_map": "layers", "speed_animation": "animation"}
+_HOME |= dict.fromkeys(("difference_map", "flag_map", "speed_map"), "maps")
+_HOME |= dict.fromkeys(("block_map", "tile_map"), "jobs")
 _HOME |= dict.fromkeys(("pair_network", "plot_series", "speed_profile"), "series")
 _HOME |= dict.fromkeys(("stakes_scatter", "stakes_series"), "validation")
 

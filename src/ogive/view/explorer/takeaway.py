@@ -10,11 +10,11 @@ from typing import Any
 
 import ipywidgets
 import xarray as xr
-import yaml
 
 from ... import export
 from ..._trust import without_secrets
 from ...errors import ParameterError
+from ...runfile import dump
 from ...script import View, script
 from .. import maps, style
 from ..animation import speed_animation
@@ -162,8 +162,7 @@ class TakeAway:
     def _run_file(self, path: Path) -> None:
         if self.session.config is None:
             raise ParameterError("run file", rule="needs a run", fix="take the Python program instead")
-        text = yaml.safe_dump(self.session.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self._write(path, without_secrets(text))
+        self._write(path, without_secrets(dump(self.session.config)))
 
     def _script(self, path: Path) -> None:
         config, stores = self.session.config, {n: str(p) for n, p in self.session.stores.items()}

@@ -26,9 +26,9 @@ from ...flowline import flowline
 from ...fuse import regrid
 from ...script import View
 from .. import maps, style
-from ..hovmoller import hovmoller
 from ..layers import difference, layer
 from ..series import pair_network, plot_series, speed_profile
+from ..spacetime import hovmoller
 from ._map import WIDTH, GridMap
 from ._notice import Notice, guarded
 from ._session import Session
