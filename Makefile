@@ -3,15 +3,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 # uv resolves in seconds what takes pip minutes; where it finds no index, as behind a mirror that only pip knows, pip does it.
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[$(EXTRAS)]" || \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python -c deploy/versions.txt -e ".[$(EXTRAS)]" || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/versions.txt -e ".[$(EXTRAS)]"
 
 OGIVE_DATA ?= ../shared/data
 
-.PHONY: demo yahtse test check docs fix clean wheel-test bench bench-series chaos memory scale
+# Of JupyterHub; a program of Node.js, which comes with the Python packages.
+PROXY := .hub/node_modules/.bin/configurable-http-proxy
 
+.PHONY: demo yahtse hub proxy lock test check docs fix clean wheel-test bench bench-series chaos memory scale
+
+# The versions that CI has tested, in deploy/versions.txt: those of the image, too.
 $(VENV)/.installed: EXTRAS := test,docs,interop
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml deploy/versions.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(install)
@@ -28,7 +32,15 @@ yahtse: $(VENV)/.installed  ## a real pair of Landsat 8 scenes, and the tables o
 	$(BIN)/ogive run docs/yahtse.yaml
 	$(BIN)/python docs/yahtse.py yahtse/result
 
-test: check  ## everything: style, types, doctests, docs, tests, wheel
+hub: $(VENV)/.installed $(PROXY)  ## JupyterHub with Dask Gateway on this machine; prints where, and the password
+	$(BIN)/python -m ogive.testing.hub --folder .hub/users $(if $(PORT),--port $(PORT))
+
+proxy: $(PROXY)  ## what the hub needs from npm
+
+$(PROXY): $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --prefix .hub --no-audit --no-fund --loglevel error configurable-http-proxy@5.3.0
+
+test: check $(PROXY)  ## everything: style, types, doctests, docs, tests, wheel
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doctests run with the tests
@@ -56,6 +68,10 @@ memory: $(VENV)/.installed  ## peak memory of 100 kinds of blocks beside what ex
 scale: $(VENV)/.installed  ## 10^5 blocks through one scheduler
 	$(BIN)/python benchmarks/scale.py
 
+lock:  ## deploy/versions.txt anew, after a change of pyproject.toml. Versions that still fit are kept
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+	  --extra test --extra docs --extra interop --extra notebook --extra cuda12 -o deploy/versions.txt pyproject.toml
+
 docs: $(VENV)/.installed  ## the documentation as a site, under site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -64,4 +80,4 @@ fix: $(VENV)/.installed  ## mend style
 	$(BIN)/ruff format .
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) site dist build ogive-demo yahtse .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .hub site dist build ogive-demo yahtse .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ def faults(found: dict[str, str], minimum: dict[str, list[str]]) -> list[str]:
 def main() -> int:
     """Look at the environment of this interpreter."""
     known = tomllib.loads(Path(__file__).with_name("advisories.toml").read_text())
-    extras = {"stackstac", "search", "s3", "icechunk", "gateway", "netcdf", "test", "docs", "interop"}
+    extras = {"stackstac", "search", "s3", "icechunk", "gateway", "hub", "netcdf", "test", "docs", "interop"}
     found, unmet = closure("ogive", extras)
     bad = faults(found, known["minimum"])
     covered = len(known["minimum"].keys() & found.keys())

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,16 +10,23 @@ from pathlib import Path
 import numpy as np
 import pystac
 import pytest
+import rasterio
 import yaml
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
+import ogive as og
 from ogive import catalog
 from ogive._sources import _file
-from ogive.errors import ItemError, SearchError
+from ogive.errors import ItemError, ParameterError, SearchError, StoreError
+from ogive.grid import geobox_of
+from ogive.testing.plan import WorldSpec
+from ogive.testing.scenes import make_world
+from ogive.testing.stores import lazy_velocity
 
+ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -292,24 +300,106 @@ def test_shipped_catalogs_open():
 @pytest.mark.real
 def test_products_catalog_reads_the_outlines_it_is_pointed_at():
     path = str(DATA / "outlines/rgi7_hintereisferner/rgi7g_hef.shp")
-    frame = catalog.open_catalog("products")(rgi70_path=path)["rgi70"].read()
+    frame = og.catalog("products", rgi70_path=path)["rgi70"].read()
     assert frame["rgi_id"].tolist() == ["RGI2000-v7.0-G-11-03116"]
 
 
-def test_own_catalog_of_a_zarr_cube(tmp_path):
-    import xarray as xr
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a user's catalogs, with the catalog that docs/catalogs.md shows."""
+    folder = tmp_path / "catalogs"
+    folder.mkdir()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "catalogs.md").read_text(), re.M | re.S)
+    (folder / "mine.yaml").write_text(block.replace("s3://my-bucket/glaciers", str(tmp_path)))
+    monkeypatch.setenv("OGIVE_CATALOGS", str(folder))
+    return folder
 
-    xr.Dataset({"v": ("x", np.arange(3.0))}).to_zarr(tmp_path / "a.zarr", zarr_format=2)
-    doc = hostile({})
-    doc["user_parameters"] = {"cube_root": str(tmp_path), "cube": "nothing"}
-    doc["data"]["d"] = {"datatype": "intake.readers.datatypes:Zarr", "kwargs": {"url": "{cube_root}/{cube}.zarr"}}
-    doc["data"]["d"] |= {"metadata": {}, "user_parameters": {}}
-    doc["entries"]["velocity"]["reader"] = "intake.readers.readers:XArrayDatasetReader"
-    doc["entries"]["velocity"]["output_instance"] = "xarray:Dataset"
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(doc))
-    opened = catalog.open_catalog(tmp_path / "mine.yaml")
-    assert list(opened) == ["velocity"]
-    assert opened(cube="a")["velocity"].read()["v"].values.tolist() == [0.0, 1.0, 2.0]
+
+def test_an_own_store_is_opened_by_name(own):
+    og.write(lazy_velocity(), own.parent / "matches.zarr", progress=False)
+    assert "mdg" in list(og.catalog())
+    assert set(og.catalog("mine")) == {"mdg", "my-archive"}
+    for opened in (og.catalog(), og.catalog("mine"), og.catalog(own / "mine.yaml")):
+        velocity = opened["mdg"].read()
+        assert velocity.identical(og.open_velocity(own.parent / "matches.zarr"))
+    og.write(lazy_velocity((2, 20, 24)), own.parent / "other.zarr", progress=False)
+    assert og.catalog("mine", mdg_store="other")["mdg"].read().sizes["mid_date"] == 2
+    with pytest.raises(StoreError):
+        og.catalog("mine", mdg_store="nothing")["mdg"].read()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"mdg_stor": "x"}, r"parameter 'mdg_stor': must be one of \['archive', 'mdg_store'\]"),
+        ({"mdg_store": 7}, r"parameter 'mdg_store': must be a text \(found 7\)"),
+        ({"mdg_store": True}, r"must be a text \(found True\)"),
+        ({"mdg_store": ["a"]}, r"must be a text"),
+        ({"mdg_store": "{env(HOME)}"}, r"outside the allowed lists \(found \{env\(HOME\)\}\)"),
+        ({"mdg_store": "{% raw %}"}, r"outside the allowed lists"),
+        ({"mdg_store": "func"}, r"outside the allowed lists"),
+    ],
+)
+def test_parameters_are_checked(own, parameters, said):
+    with pytest.raises((ParameterError, SearchError), match=said):
+        og.catalog("mine", **parameters)
+
+
+def test_a_number_stays_a_number():
+    read = og.catalog("products", itslive_year=2019, itslive_region="RGI01A")["itslive-annual"]
+    assert read.data.url.endswith("/annual/cog/ITS_LIVE_velocity_120m_RGI01A_2019_v02")
+    with pytest.raises(ParameterError, match=r"'itslive_year': must be a number \(found '2019'\)"):
+        og.catalog("products", itslive_year="2019")
+
+
+def test_catalogs_do_not_take_each_others_names(own):
+    text = (own / "mine.yaml").read_text()
+    (own / "stac.yaml").write_text(text)
+    with pytest.raises(SearchError, match=r"need names of their own \(found \['stac'\]\)"):
+        og.catalog()
+    (own / "stac.yaml").rename(own / "second.yaml")
+    assert "mdg" in list(og.catalog())  # the same things may be said twice
+    (own / "second.yaml").write_text(text.replace("mdg_store: matches", "mdg_store: other"))
+    with pytest.raises(SearchError, match=r"catalog second: must not take user_parameters of others .*'mdg_store'"):
+        og.catalog()
+    assert list(og.catalog("second"))
+
+
+def test_an_own_archive_is_searched_by_name(own, tmp_path):
+    tiny = WorldSpec(size_km=(1.2, 1.5), n_sentinel2=2, n_landsat=0)
+    world = make_world(tmp_path / "world", tiny)
+    items = og.catalog("mine", archive=world.catalog)["my-archive"].read(datetime="2021/2022")
+    assert [item.id for item in items] == [item.id for item in world.items]
+
+
+def test_a_mosaic_is_read_by_region_and_year(tmp_path):
+    folder = tmp_path / "annual" / "cog"
+    folder.mkdir(parents=True)
+    profile = {"driver": "GTiff", "height": 3, "width": 4, "count": 1, "dtype": "float32", "nodata": -32767}
+    profile |= {"crs": "EPSG:32632", "transform": Affine(120, 0, 600000, 0, -120, 5100000)}
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    values[0, 0] = -32767
+    for factor, name in enumerate(("vx", "vy", "v"), 1):
+        with rasterio.open(folder / f"ITS_LIVE_velocity_120m_RGI11A_2021_v02_{name}.tif", "w", **profile) as file:
+            file.write(np.where(values < 0, values, values * factor), 1)
+    opened = og.catalog("products", itslive_mosaics=tmp_path, itslive_year=2021)
+    mosaic = opened["itslive-annual"].read()
+    assert mosaic["vy"].chunks is not None
+    assert geobox_of(mosaic) == GeoBox((3, 4), profile["transform"], "EPSG:32632")
+    expected = np.where(values < 0, np.nan, values * 2)
+    np.testing.assert_array_equal(mosaic["vy"].values, expected)
+    assert mosaic["vy"].attrs["units"] == "meter/year"
+    # Not what GDAL would make of an address that is none.
+    with pytest.raises(ItemError, match="must be a path or an address"):
+        og.catalog("products", itslive_mosaics="/vsicurl/http://127.0.0.1:9")["itslive-annual"].read()
+
+
+@pytest.mark.real
+def test_a_cube_of_itslive_is_opened_by_its_address():
+    path = DATA / "cubes/itslive_v2_single_glacier_se_tibet.zarr"
+    cube = og.catalog("products", itslive_cube=path)["itslive-cube"].read()
+    assert cube.sizes == og.open_velocity(path).sizes
+    assert set(cube["source"].values) == set(og.open_velocity(path)["source"].values)
 
 
 def hostile(changes):
@@ -366,6 +456,8 @@ ATTACKS = {
     "function of a reader": {"entries.velocity.kwargs.func": "os:system"},
     "imported output": {"entries.velocity.output_instance": "antigravity:geohash"},
     "attribute of a parameter": {"user_parameters.p": "x", "data.d.kwargs.url": "{p.__class__}"},
+    "any Zarr store, codecs unseen": {"entries.velocity.reader": "intake.readers.readers:XArrayDatasetReader"},
+    "parameter of an entry": {"entries.velocity.user_parameters": {"p": {"cls": "subprocess:Popen"}}},
     "extra top level": {"pipelines": {}},
     "entry is text": {"entries.velocity": "os:system"},
 }

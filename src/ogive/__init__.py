@@ -6,7 +6,7 @@ search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from . import cluster, correct, diagnose, export, filters, masks, validate, view
+from . import catalog, cluster, correct, diagnose, export, filters, masks, validate, view
 from ._append import append
 from .cover import scene_cover
 from .cube import open_cube
@@ -40,6 +40,7 @@ __all__ = [
     "__version__",
     "along",
     "append",
+    "catalog",
     "cluster",
     "correct",
     "diagnose",

@@ -1,4 +1,4 @@
-"""The shipped catalogs, and the two intake readers that they name.
+"""The catalogs, shipped and the user's own, and the intake readers that they name.
 
 A catalog is code: its entries name Python objects that intake imports and calls, and templates that read environment
 variables or unpickle text. intake's own switches do not guard all of that. So `check_catalog` accepts nothing but what
@@ -6,31 +6,35 @@ is listed here, and the catalog is built from the very text that was checked. It
 entry may still point at any file or address.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pystac
+import rioxarray
+import xarray as xr
 from intake.readers import datatypes
 from intake.readers.entry import Catalog
 from intake.readers.readers import BaseReader
 
-from ._trust import plain_yaml, understood
-from .errors import SearchError
+from . import grid
+from ._trust import assert_image, check_href, plain_yaml, understood
+from .errors import ParameterError, SearchError
 
-if TYPE_CHECKING:
-    import xarray as xr
-
+OWN_FOLDER = "OGIVE_CATALOGS"
+"""The environment variable that names the folder of the user's catalogs; default `~/.ogive/catalogs`."""
 READERS = (
     "ogive.catalog:StacItems",
     "ogive.catalog:StacCube",
-    "intake.readers.readers:XArrayDatasetReader",
+    "ogive.catalog:Velocity",
+    "ogive.catalog:Mosaic",
     "intake.readers.readers:GeoPandasReader",
 )
 DATATYPES = tuple(
-    f"intake.readers.datatypes:{name}" for name in ("STACJSON", "Zarr", "GeoJSON", "GeoPackage", "Shapefile")
+    f"intake.readers.datatypes:{name}" for name in ("STACJSON", "Zarr", "GeoJSON", "GeoPackage", "Shapefile", "TIFF")
 )
 OUTPUTS = ("pystac:ItemCollection", "xarray:Dataset", "geopandas:GeoDataFrame")
 _LEVELS = {
@@ -46,34 +50,72 @@ def catalog_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "catalogs"
 
 
-def open_catalog(name_or_path: str | Path) -> Catalog:
-    """Open an intake-2 catalog after checking that it names nothing but known readers.
+def own_folder() -> Path:
+    """The folder of the user's own catalogs; it need not be there."""
+    return Path(os.environ.get(OWN_FOLDER) or "~/.ogive/catalogs").expanduser()
 
-    Parameters
-    ----------
-    name_or_path : str or Path
-        `stac` or `products` (shipped), or the path of a YAML file on this machine. Addresses are not accepted.
 
-    Returns
-    -------
-    intake.readers.entry.Catalog
-        `list(cat)` shows the public entries, `cat[name].read()` reads one, `cat(parameter=value)` sets a parameter.
+def catalog_files() -> dict[str, Path]:
+    """Shipped catalogs and the user's own, by name.
 
     Raises
     ------
     SearchError
-        No such catalog, or one that names code, templates or fields outside the allowed lists.
+        One of the user's has the name of a shipped one.
+    """
+    shipped, own = ({f.stem: f for f in sorted(d.glob("*.yaml"))} for d in (catalog_folder(), own_folder()))
+    if both := sorted(set(shipped) & set(own)):
+        raise SearchError(f"catalogs in {own_folder()}", rule="need names of their own", value=both, fix="rename them")
+    return shipped | own
+
+
+def open_catalog(name_or_path: str | Path | None = None, /, **parameters: str | float | Path) -> Catalog:
+    """Open an intake-2 catalog after checking that it names nothing but known readers; also `og.catalog(...)`.
+
+    Parameters
+    ----------
+    name_or_path : str or Path, optional
+        `stac` or `products` (shipped), one of the user's folder by its name, or the path of a YAML file on this
+        machine. Addresses are not accepted. By default all shipped ones and all of the user's folder as one.
+    **parameters
+        Values for parameters of the catalog.
+
+    Returns
+    -------
+    intake.readers.entry.Catalog
+        `list(cat)` shows the public entries, `cat[name].read()` reads one.
+
+    Raises
+    ------
+    SearchError
+        No such catalog, or one that names code, templates or fields outside the allowed lists, or two catalogs that
+        give one name to different things.
+    ParameterError
+        The catalog has no such parameter, or it has another type.
 
     Examples
     --------
     >>> sorted(open_catalog("products"))
-    ['itslive-cubes', 'rgi60', 'rgi70']
+    ['itslive-annual', 'itslive-cube', 'itslive-cubes', 'itslive-mosaic', 'rgi60', 'rgi70']
     """
-    shipped = {path.stem: path for path in catalog_folder().glob("*.yaml")}
-    path = shipped.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        fix = f"use one of {sorted(shipped)} or the path of a YAML file"
-        raise SearchError(f"catalog {str(name_or_path)!r}", rule="must be a file on this machine", fix=fix)
+    known = catalog_files()
+    if name_or_path is None:
+        doc, name = _united({key: _document(path) for key, path in known.items()}), "all catalogs"
+    else:
+        path = known.get(str(name_or_path)) or Path(name_or_path)
+        if not path.is_file():
+            fix = f"use one of {sorted(known)} or the path of a YAML file"
+            raise SearchError(f"catalog {str(name_or_path)!r}", rule="must be a file on this machine", fix=fix)
+        doc, name = _document(path), str(path)
+    doc = {**doc, "user_parameters": _set(doc["user_parameters"], parameters)}
+    with understood(f"catalog {name}", SearchError):
+        # Again: values given here may be templates, too.
+        check_catalog(doc, name)
+        return Catalog.from_dict(doc)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A catalog, read and checked."""
     try:
         doc = plain_yaml(path.read_text())
     except (ValueError, OSError) as error:
@@ -82,7 +124,34 @@ def open_catalog(name_or_path: str | Path) -> Catalog:
         ) from error
     with understood(f"catalog {path}", SearchError):
         check_catalog(doc, str(path))
-        return Catalog.from_dict(doc)
+    checked: dict[str, Any] = doc
+    return checked
+
+
+def _united(docs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Several catalogs as one; what two of them call alike must be one thing."""
+    levels = ("user_parameters", "aliases", "data", "entries")
+    united: dict[str, Any] = {"version": 2, "metadata": {}, **{level: {} for level in levels}}
+    for name, doc in docs.items():
+        for level in levels:
+            both = [key for key in doc[level] if key in united[level] and united[level][key] != doc[level][key]]
+            if both:
+                raise SearchError(f"catalog {name}", rule=f"must not take {level} of others", value=both, fix="rename")
+            united[level] |= doc[level]
+    return united
+
+
+def _set(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with some values in place of their defaults; intake would take any name and any type."""
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    for key, value in told.items():
+        if key not in defaults:
+            raise ParameterError(f"catalog parameter {key!r}", rule=f"must be one of {sorted(defaults)}")
+        number = isinstance(defaults[key], int | float)
+        if isinstance(value, bool) or not isinstance(value, int | float if number else str):
+            kind = "a number" if number else "a text"
+            raise ParameterError(f"catalog parameter {key!r}", rule=f"must be {kind}", value=repr(value))
+    return {**defaults, **told}
 
 
 def check_catalog(doc: Any, name: str) -> None:
@@ -119,6 +188,13 @@ def check_catalog(doc: Any, name: str) -> None:
             f"catalog {name}", rule="lacks fields", value="; ".join(lacking), fix="add them, empty ones too"
         )
     bad = sorted(str(key) for key in set(doc) - _LEVELS["catalog"])
+    # intake would make objects of them; those of the whole catalog are plain values.
+    bad += [
+        f"{level} {key!r}: user_parameters"
+        for level in ("data", "entries")
+        for key, entry in doc[level].items()
+        if isinstance(entry, dict) and entry["user_parameters"]
+    ]
     for level, field, allowed in (("data", "datatype", DATATYPES), ("entries", "reader", READERS)):
         for key, entry in doc[level].items():
             if not isinstance(entry, dict):
@@ -179,8 +255,45 @@ class StacCube(BaseReader):  # type: ignore[misc]
     imports: ClassVar = {"pystac_client", "odc.stac"}
     output_instance = "xarray:Dataset"
 
-    def _read(self, data: Any, load: dict[str, Any] | None = None, **query: Any) -> "xr.Dataset":
+    def _read(self, data: Any, load: dict[str, Any] | None = None, **query: Any) -> xr.Dataset:
         from .cube import open_cube
 
         items = StacItems(data).read(**query)
         return open_cube(items, **(load or {}))
+
+
+class Velocity(BaseReader):  # type: ignore[misc]
+    """intake reader: a store of ogive, or a cube of ITS_LIVE, through `ogive.open_velocity`."""
+
+    implements: ClassVar = {datatypes.Zarr}
+    imports: ClassVar = {"zarr"}
+    output_instance = "xarray:Dataset"
+
+    def _read(self, data: Any, partial: bool = False) -> xr.Dataset:
+        from .store import open_velocity
+
+        return open_velocity(data.url, partial=partial)
+
+
+class Mosaic(BaseReader):  # type: ignore[misc]
+    """intake reader: a velocity mosaic of ITS_LIVE, one GeoTIFF for each variable, read where and when it is asked for.
+
+    The address lacks `_vx.tif`. Dimensions (y, x), [meter/year], NaN where there is nothing.
+    """
+
+    implements: ClassVar = {datatypes.TIFF}
+    imports: ClassVar = {"rioxarray"}
+    output_instance = "xarray:Dataset"
+
+    def _read(self, data: Any, variables: tuple[str, ...] = ("vx", "vy", "v")) -> xr.Dataset:
+        bands = {}
+        for name in variables:
+            href = check_href(f"{data.url}_{name}.tif", f"mosaic {data.url}")
+            assert_image(href)
+            # One file with one band is one array.
+            band = cast(xr.DataArray, rioxarray.open_rasterio(href, chunks={}, masked=True))
+            bands[name] = band.isel(band=0, drop=True)
+        box = grid.geobox_of(next(iter(bands.values())))
+        units = {"units": "meter/year", "grid_mapping": "mapping"}
+        mosaic = {name: (("y", "x"), band.data, units) for name, band in bands.items()}
+        return xr.Dataset(mosaic, {**grid.coordinates(box), "mapping": grid.mapping(box)})

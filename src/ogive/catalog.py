@@ -2,15 +2,17 @@
 
 Providers describe the same scene in different words. The words are in `catalogs/sensors/*.yaml`, one file for each
 sensor; the functions here look them up, so that the rest of the package never asks which provider an item came from.
-No function here opens a file of pixels or a network connection. `open_catalog` and the intake readers that the
-catalogs name (`ogive.catalog:StacItems`, `ogive.catalog:StacCube`) come from `_intake.py`.
+No function here opens a file of pixels or a network connection. `open_catalog`, which is what `ogive.catalog(...)`
+calls, and the intake readers that the catalogs name (`ogive.catalog:StacItems` ...) come from `_intake.py`.
 """
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import pystac
@@ -18,8 +20,10 @@ import yaml
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from ._intake import Mosaic as Mosaic
 from ._intake import StacCube as StacCube
 from ._intake import StacItems as StacItems
+from ._intake import Velocity as Velocity
 from ._intake import catalog_folder
 from ._intake import open_catalog as open_catalog
 from .errors import ItemError
@@ -481,3 +485,14 @@ def _check_asset(item: pystac.Item, asset: str) -> None:
         raise ItemError(
             f"item {item.id!r}", rule="must have the asset", value=asset, fix=f"choose one of {list(item.assets)}"
         )
+
+
+class _Catalogs(ModuleType):
+    """`ogive.catalog(...)` opens catalogs, and `ogive.catalog.sensors()` and all the rest stay where they are."""
+
+    def __call__(self, *name_or_path: Any, **parameters: Any) -> Any:
+        """See `open_catalog`."""
+        return open_catalog(*name_or_path, **parameters)
+
+
+sys.modules[__name__].__class__ = _Catalogs

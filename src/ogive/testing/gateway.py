@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from .servers import free_port
+from .servers import free_ports
 
 _CONFIGURATION = """
 import json
@@ -109,7 +109,7 @@ def gateway_server(
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ogive-gateway-"))).resolve()
-        public, proxy, private = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        public, proxy, private = (f"127.0.0.1:{port}" for port in free_ports(3))
         password = secrets.token_hex(16)
         dask = str(Path(sys.executable).parent / "dask")
         told = {
@@ -124,18 +124,25 @@ def gateway_server(
             server = subprocess.Popen(
                 command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        stack.callback(_stop, server, folder)
-        _wait(server, public, timeout, log)
+        stack.callback(stop_all, server, folder)
+        wait_healthy(server, public, "/api/health", timeout, log)
         auth = BasicAuth("ogive", password)
         yield GatewayServer({"address": f"http://{public}", "proxy_address": f"gateway://{proxy}", "auth": auth}, log)
 
 
-def _wait(server: "subprocess.Popen[bytes]", address: str, timeout: float, log: Path) -> None:
+def wait_healthy(server: "subprocess.Popen[bytes]", address: str, path: str, timeout: float, log: Path) -> None:
+    """Return when `http://address/path` answers 200.
+
+    Raises
+    ------
+    RuntimeError
+        The process has ended, or does not answer in time; carries its output.
+    """
     end = time.monotonic() + timeout
     while time.monotonic() < end and server.poll() is None:
         connection = http.client.HTTPConnection(address, timeout=5)
         try:
-            connection.request("GET", "/api/health")
+            connection.request("GET", path)
             if connection.getresponse().status == 200:
                 return
         except OSError:
@@ -143,21 +150,25 @@ def _wait(server: "subprocess.Popen[bytes]", address: str, timeout: float, log: 
         finally:
             connection.close()
         time.sleep(0.1)
-    raise RuntimeError(f"the Gateway did not start: {log.read_text()}")
+    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
-def _stop(server: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Stop the server, which stops its clusters; then kill whatever is left of either."""
+def stop_all(server: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Stop a server, which stops what it started; then kill whatever is left of either."""
     server.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(20)
-    # Each scheduler and worker is a session of its own; what they have in common is where they run.
-    left = [process for process in psutil.process_iter() if _runs_in(process, folder)]
+        server.wait(60)
+    left = running_in(folder)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=10)
     server.wait(10)
+
+
+def running_in(folder: Path) -> list[psutil.Process]:
+    """The processes that run in a folder: each may be a session of its own, and the folder is what they share."""
+    return [process for process in psutil.process_iter() if _runs_in(process, folder)]
 
 
 def _runs_in(process: psutil.Process, folder: Path) -> bool:

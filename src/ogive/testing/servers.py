@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 import struct
@@ -436,7 +437,7 @@ def stac_server(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         features = [item.to_dict(include_self_link=False, transform_hrefs=False) for item in items]
         (folder / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-        port = free_port()
+        (port,) = free_ports(1)
         log = Server("")
         faults = {"missing": frozenset(missing), "fail_first": fail_first}
         log.url = stack.enter_context(_running(_handler(_ProxyHandler, server_log=log, port=port, **faults)))
@@ -456,11 +457,19 @@ def _rustac() -> str:
     return found
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on.
+
+    They lie below those that the system gives to connections, so that none is taken before it is used.
+    """
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            probe, port = held.enter_context(socket.socket()), 20000 + secrets.randbelow(12000)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, timeout: float, log: Path) -> None:
