@@ -24,6 +24,7 @@ FORMATS = {
     "points": ",.0f", "points/s": ",.0f", RATIO: ".1f", "ms": ",.1f", "ms/pair": ",.1f", "filters/scene": ".2f",
     "compiled": ".0f", "MB": ",.0f", "estimate MB": ",.0f", "growth": "+.1%", "px": ".0f", "above": ".0f",
     "error": ".4f", "RMSE": ".4f", "NMAD": ".4f", "bias": ".4f", "bias y": "+.4f", "bias x": "+.4f", "z": ".2f",
+    "bias along": "+.1%", "rank": ".2f", "p99": ".4f", "s/tile": ".2f", "s, large": ".2f", "s/Mpx": ".2f",
 }  # fmt: skip
 """How figures are printed; all others are shares."""
 LIBRARIES = ("ogive", "numpy", "scipy", "numba", "opencv-python-headless", "scikit-image", "openpiv", "ticoi")
@@ -92,6 +93,17 @@ def printed(table: Table) -> str:
 
     rule = "-" * len(line(["-" * w for w in widths]))
     return "\n".join([table.title, *textwrap.wrap(table.about, 120), rule, line(head), rule, *map(line, body), ""])
+
+
+def markdown(table: Table) -> str:
+    """A table for a page."""
+    names = list(dict.fromkeys(name for row in table.rows for name in row.figures))
+    judged = any(row.limits for row in table.rows)
+    body = [["", *names, *(["target"] if judged else [])], ["---"] + ["---:"] * len(names) + ["---"] * judged]
+    for row in table.rows:
+        target = f"{'; '.join(map(str, row.limits))}: {row.verdict}" if row.limits else ""
+        body.append([row.name, *(_figure(name, row.figures) for name in names), *([target] if judged else [])])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
 
 
 def _figure(name: str, figures: Mapping[str, float]) -> str:
@@ -172,11 +184,12 @@ def program(
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--check", type=Path, metavar="FILE", help="fail if a ratio is 20 %% below that of this file")
     parser.add_argument("--read", type=Path, metavar="FILE", help="print this file instead of measuring")
+    parser.add_argument("--markdown", action="store_true", help="with --read: tables for a page")
     given = parser.parse_args(arguments)
     if given.read:
         run = json.loads(given.read.read_text())
         for table in from_json(run):
-            print(printed(table))
+            print(f"{markdown(table)}\n" if given.markdown else printed(table))
     else:
         done = []
         for table in tables(given.quick):

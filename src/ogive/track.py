@@ -250,7 +250,8 @@ def _label(
         "vy_error_px": arrays["dy_error"] * factor,
         "chip_size_width": size,
         "chip_size_height": size,
-        "interp_mask": da.zeros(vx.shape, dtype=np.uint8, chunks=vx.chunks),
+        # A dense kernel may keep what its neighbours say.
+        "interp_mask": (arrays["flag"] & np.uint16(flags.INTERPOLATED) != 0).astype(np.uint8),
         "flag": arrays["flag"],
     }
     if set(GRADIENT) <= set(kernel.extras):
@@ -377,8 +378,14 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "exx": {"units": "1/year", "long_name": "strain rate along x, d(vx)/dx"},
     "eyy": {"units": "1/year", "long_name": "strain rate along y, d(vy)/dy"},
     "exy": {"units": "1/year", "long_name": "shear strain rate, (d(vx)/dy + d(vy)/dx) / 2"},
-    "chip_size_width": {"units": "m", "long_name": "width of the matched chip; 0 = none"},
-    "chip_size_height": {"units": "m", "long_name": "height of the matched chip; 0 = none"},
+    "chip_size_width": {
+        "units": "m",
+        "long_name": "width of the matched chip, or effective resolution of dense flow; 0 = none",
+    },
+    "chip_size_height": {
+        "units": "m",
+        "long_name": "height of the matched chip, or effective resolution of dense flow; 0 = none",
+    },
     "interp_mask": {
         "long_name": "1 = interpolated",
         "flag_values": np.array([0, 1], np.uint8),

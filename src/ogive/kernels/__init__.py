@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .. import flags
 from ..errors import ParameterError
 from ._memory import PREPARE, Footprint
+from .flow import HornSchunck, HornSchunckReference
 from .ncc import GRADIENT, NCC
 from .orientation import OrientationCorrelation
 from .phase import PhaseCorrelation
@@ -152,6 +153,8 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "ncc": NCC,
     "orientation": OrientationCorrelation,
     "phase": PhaseCorrelation,
+    "hs_robust": HornSchunck,
+    "hs_reference": HornSchunckReference,
 }
 """Kernels by the name they have in a run file."""
 
@@ -163,6 +166,8 @@ __all__ = [
     "Displacements",
     "Footprint",
     "Guided",
+    "HornSchunck",
+    "HornSchunckReference",
     "Kernel",
     "OrientationCorrelation",
     "PhaseCorrelation",
