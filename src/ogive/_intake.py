@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pystac
-import rioxarray
 import xarray as xr
 from intake.readers import datatypes
 from intake.readers.entry import Catalog
@@ -286,6 +285,8 @@ class Mosaic(BaseReader):  # type: ignore[misc]
     output_instance = "xarray:Dataset"
 
     def _read(self, data: Any, variables: tuple[str, ...] = ("vx", "vy", "v")) -> xr.Dataset:
+        import rioxarray
+
         bands = {}
         for name in variables:
             href = check_href(f"{data.url}_{name}.tif", f"mosaic {data.url}")

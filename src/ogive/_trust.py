@@ -21,7 +21,6 @@ import requests
 import shapely
 import yaml
 import zarr
-from pystac_client.exceptions import APIError
 
 from .errors import ItemError, OgiveError, StoreError
 
@@ -126,7 +125,7 @@ def understood(what: str, kind: type[OgiveError] = ItemError) -> Iterator[None]:
     """
     try:
         yield
-    except (OgiveError, APIError, requests.RequestException):
+    except (OgiveError, requests.RequestException):
         raise
     except STUMBLES as error:
         if isinstance(error.__cause__, OgiveError):  # pystac puts a refusal of ours into words of its own

@@ -11,21 +11,23 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pystac
 import shapely
-from pystac_client import ItemSearch
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from . import _sources, catalog
+from . import catalog
 from ._trust import understood
 from .aoi import resolve_aoi
 from .errors import ItemError, ParameterError, SearchError
+
+if TYPE_CHECKING:
+    from ._sources import Query
 
 log = logging.getLogger("ogive")
 
@@ -95,6 +97,8 @@ def search(
         raise ParameterError("limit", rule="must be at least 1", value=limit, fix="leave it out for all scenes")
     levels = _levels(sensor)
     region = None if aoi is None else resolve_aoi(aoi, outlines)
+    from . import _sources  # pystac-client takes seconds to load where schemas of Jupyter are installed
+
     query = _sources.Query(
         region, _interval(datetime), sensor, levels, max_cloud, None if files is None else Path(files)
     )
@@ -183,6 +187,8 @@ def _interval(value: Any) -> tuple[datetime | None, datetime | None]:
     """First and last moment, parsed by pystac-client itself, so that every source understands the same text."""
     if value is None:
         return None, None
+    from pystac_client import ItemSearch
+
     try:
         text = ItemSearch("https://stac.invalid", datetime=value).get_parameters()["datetime"]
     except Exception as error:  # pystac-client raises plain Exception
@@ -194,7 +200,7 @@ def _interval(value: Any) -> tuple[datetime | None, datetime | None]:
     return first, last
 
 
-def _filter(items: Iterable[pystac.Item], query: "_sources.Query") -> tuple[list[pystac.Item], Counter[str]]:
+def _filter(items: Iterable[pystac.Item], query: "Query") -> tuple[list[pystac.Item], Counter[str]]:
     """Apply every filter to every item; count what each one removed."""
     removed: Counter[str] = Counter()
     kept: dict[str, pystac.Item] = {}
@@ -234,7 +240,7 @@ def _one_level(items: list[pystac.Item]) -> list[pystac.Item]:
     return [item for item, level in zip(items, levels, strict=True) if not level or level in preferred]
 
 
-def _reason(item: pystac.Item, query: "_sources.Query") -> str:
+def _reason(item: pystac.Item, query: "Query") -> str:
     """Why an item is not wanted; "" if it is."""
     if not isinstance(item.id, str):
         raise ItemError("item", rule="must have a text as its id", value=repr(item.id)[:80])
