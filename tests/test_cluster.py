@@ -304,6 +304,17 @@ def test_a_cluster_that_loses_all_its_workers_ends_the_run() -> None:
                 client.cluster.scale(0)
 
 
+def test_workers_that_are_all_paused_end_the_run() -> None:
+    """They begin nothing as long as memory is short, which may be for ever."""
+    message = r"within 0.5 s \(found 1 workers, 1 of them paused for want of memory\). Fix: give each more memory"
+    with (
+        cluster.connect("local", workers=1, timeout=60, processes=False, memory_limit="50MB", **QUIET) as client,
+        options.using(patience=0.5),
+        pytest.raises(ClusterError, match=message),
+    ):
+        list(execute(abs, ((f"{k}", (-k,)) for k in range(10**6)), client=client))
+
+
 @pytest.fixture
 def processes(tmp_path) -> Iterator[Any]:
     """Starts `dask scheduler` and `dask worker` as processes of their own, and kills them at the end."""

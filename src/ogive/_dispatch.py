@@ -72,6 +72,7 @@ class Dispatch:
         self._refused: dict[str, list[str]] = {}
         self._silent: dict[str, float] = {}
         self._known: set[str] = set()
+        self._paused: set[str] = set()
         self._given: dict[str, _Given] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
         self._looked = -_LOOK
@@ -128,6 +129,7 @@ class Dispatch:
         except Exception as error:
             result = error
         del self._given[future.key]
+        self._usable = time.monotonic()
         return [(given.name, result)]
 
     def _rescue(self) -> list[tuple[str, Any]]:
@@ -158,7 +160,9 @@ class Dispatch:
         self._known = {SCHEDULER, *workers} - self._silent.keys()
         self._refused = {place: found for place, found in self._refused.items() if place in self._known}
         fit = self._known - self._refused.keys()
-        room = {worker: self._room(about) for worker, about in workers.items() if worker in fit}
+        # A paused worker has too little memory left and begins nothing; it may come back.
+        self._paused = {worker for worker, about in workers.items() if about.get("status") == "paused"}
+        room = {worker: self._room(about) for worker, about in workers.items() if worker in fit - self._paused}
         self._slots = {worker: count for worker, count in room.items() if count}
         self._looked = time.monotonic()
         if self._slots:
@@ -192,10 +196,13 @@ class Dispatch:
     def _no_worker(self) -> ClusterError:
         needs = ",".join(f"{name}={need:g}" for name, need in self._resources.items())
         workers = f"{len(self._known) - 1} workers"
+        fix = f"start workers with --resources {needs}" if needs else "look at the logs of scheduler and workers"
+        if self._paused:
+            workers += f", {len(self._paused)} of them paused for want of memory"
+            fix = "give each more memory, or fewer threads"
         return ClusterError(
             "cluster", rule=f"must have a worker {f'with {needs} ' if needs else ''}within {self._patience:g} s",
-            value=f"{workers}; {described(self._refused)}" if self._refused else workers,
-            fix=f"start workers with --resources {needs}" if needs else "look at the logs of scheduler and workers",
+            value=f"{workers}; {described(self._refused)}" if self._refused else workers, fix=fix,
         )  # fmt: skip
 
     def _lost(self, reason: str) -> ClusterError:

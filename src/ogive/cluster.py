@@ -88,6 +88,9 @@ def _local(least: int | None, most: int | None, threads: int, options: dict[str,
 
     # Started by the client itself, so that closing the client stops the workers too; a free port for the dashboard.
     options = {"dashboard_address": "127.0.0.1:0", **options}
+    if not options.get("processes", True):
+        # Each would take the memory of the whole process for its own, and pause for ever.
+        options.setdefault("memory_limit", None)
     # The scheduler keeps its last thousand messages to every worker, and the graphs of the blocks with them.
     with dask.config.set({"distributed.admin.low-level-log-length": 10}):
         client: Any = Client(n_workers=least, threads_per_worker=threads, **options)  # type: ignore[no-untyped-call]
