@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[1] / "notebooks"
 DATA = Path(os.environ.get("OGIVE_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MINE = ("annual_velocities", "quickstart", "reading_stores", "spring_speed")
+MINE = ("annual_velocities", "mapping_ice_flow", "quickstart", "reading_stores", "spring_speed")
 """Those that this file runs."""
 
 
@@ -100,6 +100,9 @@ def test_runs_without_error_or_warning(executed: Callable[[str], Any], name: str
         ("annual_velocities", "og.view.speed_map"),
         ("annual_velocities", "og.view.stakes_scatter"),
         ("reading_stores", "axis.legend"),
+        ("mapping_ice_flow", "og.view.pair_network"),
+        ("mapping_ice_flow", "og.view.tile_map"),
+        ("mapping_ice_flow", "og.view.speed_map"),
     ],
 )
 def test_draws(executed: Callable[[str], Any], name: str, start: str) -> None:
@@ -126,6 +129,21 @@ def test_quickstart_is_right(executed: Callable[[str], Any]) -> None:
     rmse, vectors = numbers(executed("quickstart"), "RMSE", r"RMSE ([\d.]+) px, (\d+) vectors")
     assert 0 < rmse < 0.15
     assert vectors > 1000
+
+
+@pytest.mark.slow
+def test_buttons_and_functions_make_the_same(executed: Callable[[str], Any]) -> None:
+    notebook = executed("mapping_ice_flow")
+    scenes, theirs = numbers(notebook, "og.search(", r"(\d+) scenes, the application has (\d+)")
+    assert scenes == theirs == 7
+    pairs, theirs, usable = numbers(notebook, "og.scene_cover(", r"(\d+) pairs, the application has (\d+); (\d+)% of")
+    assert pairs == theirs >= 10
+    assert 0 < usable <= 100
+    assert "the same bits as the application: True" in text(notebook, "og.filters.fill(")
+    rmse, vectors = numbers(notebook, "RMSE", r"RMSE ([\d.]+) px, (\d+) vectors on ice")
+    assert 0 < rmse < 0.15
+    assert vectors > 1000
+    assert "['map.tif', 'places.csv', 'run.yaml', 'session.py']" in text(notebook, "away.written")
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ class Pairs:
                 part.layout.width = "50%" if name == "season" else "290px"
                 part.tooltip = told[name].help
                 part.observe(self.changed, "value")
-            unit = f" [{told[name].unit}]" if told[name].unit else ""
+            unit = f" [{told[name].unit}]" if told[name].unit not in ("", name) else ""
             text = f'<label title="{told[name].help}">{_ENDS.get(name, name.replace("_", " "))}{unit}</label>'
             lines.append(ipywidgets.HBox([ipywidgets.HTML(text, layout={"width": "180px"}), made]))
         self.count = ipywidgets.HTML()

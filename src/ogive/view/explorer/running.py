@@ -130,7 +130,7 @@ class Running:
             self.session.stores = {
                 **self.session.stores, **{name: str(path) for name, path in stores.items() if path is not None}
             }  # fmt: skip
-            self.notice.news(f"Done. Report: {result.report}")
+            self.notice.news(f"Done. Report: {_near(result.report)}")
         finally:
             progress.draw()
             self._busy(False)
@@ -213,3 +213,9 @@ def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _near(path: Path) -> Path:
+    """A path as short as it can be said here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
