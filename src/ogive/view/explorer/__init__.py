@@ -148,7 +148,8 @@ _STYLE = """
 .ogive-explore .ogive-cells { display: grid; column-gap: 0; line-height: 28px; border-bottom: 1px solid #e4e4e4; }
 .ogive-explore .ogive-cells span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding: 0 6px; }
 .ogive-explore .ogive-head { font-weight: 600; padding: 0 0 0 8px; text-align: left; margin: 0; background: #eef1f4; }
-.ogive-explore .ogive-row { margin: 0; padding: 0 8px; text-align: left; background: none; text-decoration: underline dotted; }
+.ogive-explore .ogive-row { margin: 0; padding: 0 8px; text-align: left; background: none;
+   text-decoration: underline dotted; }
 .ogive-explore .ogive-error { color: #8a1c00; }
 .ogive-explore pre { font-size: 11.5px; line-height: 1.35; background: #f5f6f7; padding: 8px; }
 .ogive-explore .leaflet-container { background: #e9ecee; }
