@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ogive import flags, grid, run, store, summary, view
+from ogive.flags import first_reason
 from ogive.report import to_markdown
-from ogive.view.maps import first_reason
 
 PAGE = Path(__file__).with_name("yahtse.md")
 EVERY = 1000.0

@@ -103,7 +103,7 @@ def test_a_crop_with_its_halo_gives_the_same_bits(moving) -> None:
 def test_one_task_per_block(moving) -> None:
     cube, _ = moving()
     velocity = og.track(cube, og.make_pairs(cube), KERNELS[0], tile=10, batch=2)
-    from ogive.store import BlockGrid
+    from ogive._tasks import BlockGrid
 
     grid = BlockGrid(velocity)
     assert len(list(grid)) == 2 * 3 * 4

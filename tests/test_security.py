@@ -254,7 +254,7 @@ NEVER = {
     "os.system", "os.popen", "subprocess.getoutput", "dill.loads", "joblib.load", "torch.load", "pd.read_pickle",
     "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "shelve.open", "cloudpickle.load",
 }  # fmt: skip
-OWN_TASKS = ("store.py", "_icechunk.py", "_execute.py", "cluster.py")
+OWN_TASKS = ("_tasks.py", "_icechunk.py", "_execute.py", "cluster.py")
 """Where tasks that this very run has made are unpacked."""
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,15 @@ def test_a_store_killed_five_times_ends_byte_identical(tmp_path) -> None:
     assert og.verify(killed).empty
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as Python starts with it; what ran before in this process may have taken the signal for itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_store_that_goes_on(tracked, tmp_path) -> None:
     velocity, reader = tracked()
     pixels, lock, armed = reader.pixels, threading.Lock(), [True]

@@ -19,9 +19,10 @@ from ._icechunk import Snapshot
 from ._ledger import COMPLETE, NEXT, NEXT_TEMPLATE, ROOT, STATUS, Books, Plan, attributes_of, digest, opened
 from ._lock import only_writer
 from ._storage import is_url, storage_of
+from ._tasks import BlockGrid, needs, run_block
 from ._template import GROWING, being_written, in_memory, template
 from .errors import StoreError
-from .store import BlockGrid, compute, fingerprint, labelled, needs, run_block
+from .store import compute, fingerprint, labelled
 
 log = logging.getLogger("ogive")
 

@@ -60,9 +60,9 @@ def flowline(
     >>> box = GeoBox((20, 30), Affine(100, 0, 5e5, 0, -100, 5e6), "EPSG:32632")
     >>> field = xr.DataArray(np.full((20, 30), 40.0), dims=("y", "x"))
     >>> east = xr.Dataset({"vx": field, "vy": 0 * field}, {**grid.coordinates(box), "mapping": grid.mapping(box)})
-    >>> line = flowline(east, 501000, 4999000, downstream=500)
+    >>> line = flowline(east, 501020, 4999000, downstream=500)
     >>> line["distance"].iloc[[0, -1]].tolist(), line[["x", "y"]].iloc[-1].tolist()
-    ([-950.0, 500.0], [501500.0, 4999000.0])
+    ([-950.0, 500.0], [501520.0, 4999000.0])
     """
     maps = map_at(velocity, ["vx", "vy"], when=when)
     geobox = grid.geobox_of(maps)

@@ -71,7 +71,11 @@ def parameters(what: Any) -> list[Parameter]:
 
 def _told(what: Any) -> dict[str, tuple[str, str]]:
     """Type and help of every parameter, those included that are only "as in" another class or function."""
-    told = documented(inspect.getdoc(what) or "")
+    # A subclass says only what it changes.
+    family = reversed(what.__mro__) if inspect.isclass(what) else (what,)
+    told: dict[str, tuple[str, str]] = {}
+    for member in family:
+        told |= documented(inspect.cleandoc(member.__doc__ or ""))
     for name, (kind, about) in told.items():
         other = re.search(r"[Aa]s (?:for|in) `(\w+)`\.?$", about)
         if other:

@@ -94,9 +94,9 @@ def _run(config: RunConfig) -> tuple[list[str], list[str]]:
     rules = {k: v for k, v in vars(pair_rules(config.pairs)).items() if k in config.pairs}
     kernel = type(config.make_kernel())
     parameters = {k: v for k, v in config.kernel.items() if k != "name"}
-    search = _given(query, {"sensor", "max_cloud", "source", "limit", "outlines"})
+    search = _given(query, {"sensor", "max_cloud", "source", "limit", "outlines", "files"})
     left = query.model_dump().get("leave_out")
-    imports = ["from pathlib import Path", "from ogive.run import without_empty"]
+    imports = ["from pathlib import Path", "from ogive.cube import usable_share", "from ogive.run import without_empty"]
     imports.append(f"from {_home(kernel)} import {kernel.__name__}")
     how = {"workers": config.workers} if config.workers else {}
     lines = [f"folder = Path({_text(config.output)})", "folder.mkdir(exist_ok=True)"]
@@ -109,6 +109,7 @@ def _run(config: RunConfig) -> tuple[list[str], list[str]]:
     lines += ["", f"items = {_call('og.search', _text(query.aoi), {'datetime': query.datetime, **search})}"]
     lines += [f"items = [item for item in items if item.id not in {left!r}]"] if left else []
     grid = {k: getattr(part, k) for k in ("resolution", "loader", "resampling")}
+    grid |= {"sign": part.sign} if part.sign else {}
     if query.aoi is not None:
         imports.append("from ogive.aoi import resolve_aoi")
         lines.append(f"area = resolve_aoi({_text(query.aoi)}, {_text(query.outlines)})")
@@ -116,10 +117,11 @@ def _run(config: RunConfig) -> tuple[list[str], list[str]]:
     area = ", aoi=area" if query.aoi is not None else ""
     lines += [
         f"cube = {_call('og.open_cube', f'items, {part.band!r}{area}', grid)}",
-        f"cube = without_empty(cube, items, {part.band!r})",
+        f"cube = without_empty(cube, usable_share(items, cube, {part.band!r}, sign={part.sign!r}))",
         f"pairs = {_call('og.make_pairs', 'cube', rules)}",
         f"kernel = {_call(kernel.__name__, '', parameters)}",
-        f"og.write(og.track(cube, pairs, kernel, stack={config.stack!r}), folder / {_text(MATCHES)}{write}",
+        f"matching = og.track(cube, pairs, kernel, stack={config.stack!r}, unreadable={config.unreadable!r})",
+        f"og.write(matching, folder / {_text(MATCHES)}{write}",
         "", f"velocity = matches = og.open_velocity(folder / {_text(MATCHES)})",
     ]  # fmt: skip
     if ground.ice is not None or ground.rock is not None:

@@ -3,7 +3,6 @@
 The documents themselves are a row of the chaos suite (test_rows.py); here is what that row stands on.
 """
 
-import json
 import random
 import socket
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from ogive.errors import OgiveError
 from ogive.testing import mutate
 
 
@@ -53,18 +51,3 @@ def test_the_same_seed_gives_the_same_documents(bench: mutate.Bench) -> None:
     )
     assert first == second
     assert len(set(first)) == 20
-
-
-def test_the_command_says_what_it_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = iter([None, OgiveError("clear"), KeyError("unclear")])
-
-    def trial(bench: mutate.Bench, rng: random.Random) -> None:
-        outcome = next(outcomes)
-        if outcome is not None:
-            raise outcome
-
-    monkeypatch.setitem(mutate.TRIALS, "items", trial)
-    assert mutate.main(["--count", "3", "--kinds", "items"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert {k: told[k] for k in ("documents", "results", "errors")} == {"documents": 3, "results": 1, "errors": 1}
-    assert "KeyError" in told["others"][0]

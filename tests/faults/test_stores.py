@@ -8,9 +8,9 @@ import pytest
 import ogive as og
 from ogive._ledger import TEMPLATE, Books, Plan
 from ogive._storage import storage_of
+from ogive._tasks import BlockGrid, run_block
 from ogive._template import being_written
 from ogive.errors import StoreError
-from ogive.store import BlockGrid, run_block
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from ... import _lock
 from ..._ledger import COMPLETE, STATUS, Books, attributes_of, status
 from ..._storage import storage_of
+from ..._tasks import BlockGrid, run_block
 from ..._verify import verify
-from ...store import BlockGrid, run_block, write
+from ...store import write
 from ..servers import bucket_server
 from ..stores import contents
 from . import Row, trials
