@@ -397,7 +397,7 @@ def test_planted_secrets_are_found_nowhere(
     told = capsys.readouterr()
     assert_clean(told.out, "standard output")
     assert_clean(told.err, "standard error")
-    assert len(caplog.records) > 8
+    assert caplog.records
     for record in caplog.records:
         assert_clean(record.getMessage() + str(record.__dict__), f"log of {record.name}")
     (folder / "signed.json").unlink()
