@@ -105,7 +105,7 @@ def failing_reads(short: bool, seed: int) -> Row:
     good = ("a request failed", "slow: identical", *(f"{share:.0%} fail: identical" for share in SHARES))
     wanted = "the bytes of a run over healthy files"
     return _row(
-        "1 ... 30 % of the reads fail for a time; slow answers", wanted, 2 if short else 40, seed, passing, good
+        "1 ... 30 % of the reads fail for a time; slow answers", wanted, 2 if short else 12, seed, passing, good
     )
 
 
