@@ -7,10 +7,12 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
 import yaml
 from affine import Affine
 from hypothesis import given, settings
@@ -392,6 +394,30 @@ def test_a_mosaic_is_read_by_region_and_year(tmp_path):
     # Not what GDAL would make of an address that is none.
     with pytest.raises(ItemError, match="must be a path or an address"):
         og.catalog("products", itslive_mosaics="/vsicurl/http://127.0.0.1:9")["itslive-annual"].read()
+
+
+@pytest.mark.real
+def test_cubes_of_itslive_over_a_place_are_found_in_their_table():
+    table = DATA / "cubes/itslive_catalog/catalog_v02_rgi.geojson"
+    columbia = og.itslive_cubes((-146.99, 61.1, -146.9, 61.2), table=table)
+    assert columbia["epsg"].tolist() == [3413]
+    assert columbia["share"].tolist() == pytest.approx([1.0])
+    assert columbia["zarr_url"][0].endswith("ITS_LIVE_vel_EPSG3413_G0120_X-3150000_Y650000.zarr")
+    alps = og.itslive_cubes((6, 45.5, 11, 47), table=table)
+    assert len(alps) > 4
+    assert alps["share"].is_monotonic_decreasing
+    assert 0.9 < alps["share"].sum() < 1.3  # in two zones, whose cubes overlap
+    assert len(og.itslive_cubes(shapely.Point(-146.95, 61.15), table=table)) == 1
+    assert og.itslive_cubes((-150, 5, -149, 6), table=table).empty
+
+
+def test_a_table_of_cubes_that_is_none_is_refused(tmp_path):
+    with pytest.raises(SearchError, match="must be a GeoJSON that can be read"):
+        og.itslive_cubes((6, 45, 7, 46), table=tmp_path / "none.geojson")
+    other = tmp_path / "outlines.geojson"
+    gpd.GeoDataFrame({"name": ["a"]}, geometry=[shapely.box(6, 45, 7, 46)], crs=4326).to_file(other)
+    with pytest.raises(SearchError, match="columns zarr_url and epsg"):
+        og.itslive_cubes((6, 45, 7, 46), table=other)
 
 
 @pytest.mark.real

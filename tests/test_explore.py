@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -305,6 +306,27 @@ def test_ready_made_velocities_are_only_opened(app: App, finished: App, tmp_path
     app.parameters.ready.value = str(tmp_path / "nothing")
     app.parameters.open_button.click()
     assert app.errors
+
+
+def test_ready_made_velocities_over_the_area_are_found(app: App, tmp_path: Path) -> None:
+    step = app.parameters
+    step.choice.value = READY
+    step.find_button.click()
+    assert "area" in step.notice.text
+    found(app)
+    west, south, east, north = app.session.aoi.bounds
+    middle = (west + east) / 2
+    squares = [box(west - 1, south - 1, middle, north + 1), box(middle, south - 1, east + 1, north + 1)]
+    table = gpd.GeoDataFrame({"zarr_url": ["http://a/1.zarr", "http://a/2.zarr"], "epsg": 32632}, geometry=squares)
+    table.set_crs(4326).to_file(tmp_path / "cubes.geojson")
+    step.cubes = tmp_path / "cubes.geojson"
+    step.find_button.click()
+    assert sorted(step.ready.options) == ["http://a/1.zarr", "http://a/2.zarr"]
+    assert step.ready.value == step.ready.options[0]
+    assert step.notice.text.startswith("2 cubes; of the area they cover ")
+    step.cubes = tmp_path / "none.geojson"
+    step.find_button.click()
+    assert "ITS_LIVE cubes" in step.notice.text
 
 
 def test_stop_leaves_a_store_that_the_same_button_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

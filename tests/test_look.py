@@ -18,6 +18,7 @@ from PIL import Image
 import ogive as og
 from ogive import grid, view
 from ogive.errors import ParameterError
+from ogive.testing.stores import lazy_velocity
 from ogive.testing.velocity_cubes import velocity_cube
 
 pytest.importorskip("ipyleaflet", reason="the explorer needs ogive[explore]")
@@ -61,10 +62,14 @@ def look(session: Session) -> Iterator[Look]:
     assert step.notice.text == ""
 
 
+def picture_of(overlay: Any) -> np.ndarray:
+    """What an overlay of the map shows."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(overlay.url.partition(",")[2]))))
+
+
 def shown(look: Look) -> np.ndarray:
     """The picture on the map."""
-    data = base64.b64decode(look.map.picture.url.partition(",")[2])
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return picture_of(look.map.picture)
 
 
 def place_of(look: Look, row: int, column: int) -> tuple[float, float]:
@@ -246,7 +251,7 @@ def test_stakes_are_drawn_and_found_by_a_click(session: Session, tmp_path: Path)
 
 
 def test_a_large_store_gets_its_overview_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["ogive.overview"], "_SMALL", 10)  # `ogive.overview` is the function
+    monkeypatch.setattr(sys.modules["ogive.overview"], "SMALL", 10)  # `ogive.overview` is the function
     store = tmp_path / "series.zarr"
     og.write(og.open_velocity(folder / "other.zarr"), store, progress=False)
     look = Look(Session(stores={"series": str(store)}))
@@ -256,6 +261,52 @@ def test_a_large_store_gets_its_overview_first(folder: Path, tmp_path: Path, mon
     assert len(look.map.picture.url) > 100
     assert "made now" in look.notice.text or look.notice.text == ""
     assert Look(Session(stores={"series": str(store)})).making is None
+
+
+def test_what_is_in_view_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "velocity.zarr"
+    fine = lazy_velocity((3, 40, 48))
+    speed = fine["vx"] * (1 + fine["x"] % 7) + fine["y"] % 11
+    og.write(fine.assign(vx=speed.astype("f4"), vy=fine["vx"]), store, progress=False)
+    og.overview(store, pixels=24, progress=False)
+    look = Look(Session(stores={"velocity": str(store)}))
+    assert look.source is not None
+    x, y = look.source.full["x"].values, look.source.full["y"].values
+    whole = look.map.layer
+    assert whole is not None
+    assert whole.values.shape == (20, 24)
+    coarse_arrows = look.map.arrows[0].locations
+
+    def seen(rows: slice, columns: slice) -> Any:
+        """What the browser sends after a zoom, and what is then laid over the map."""
+        half = 0.5 * abs(x[1] - x[0])
+        state = {"south": y[rows].min() - half, "north": y[rows].max() + half,
+                 "west": x[columns].min() - half, "east": x[columns].max() + half}  # fmt: skip
+        look.map.leaflet.set_state({name: float(value) for name, value in state.items()})
+        if look.reading is not None:
+            look.reading.result(60)
+        return look.map.detail
+
+    part = (slice(4, 20), slice(10, 34))
+    detail = seen(*part)
+    limits = (float(whole.norm.vmin or 0), float(whole.norm.vmax or 0))
+    wanted = layers.layer(look.source.full.isel(y=part[0], x=part[1]), "speed", when=look.when, limits=limits)
+    np.testing.assert_array_equal(picture_of(detail), wanted.rgb())
+    box = wanted.geobox.boundingbox
+    assert [*map(list, detail.bounds)] == [[box.bottom, box.left], [box.top, box.right]]
+    assert look.map.arrows[0].locations != coarse_arrows
+    look.layer.value = "flag"
+    assert look.reading is not None
+    look.reading.result(60)
+    assert picture_of(detail).shape == (16, 24, 3)
+    look.minus.options = ["nothing", "velocity"]
+    look.minus.value = "velocity"  # a difference stays as it is
+    assert picture_of(look.map.detail).shape[:2] == (1, 1)
+    look.minus.value = "nothing"
+    monkeypatch.setattr("ogive.view.explorer._source.SMALL", 1000)
+    assert picture_of(seen(slice(0, 40), slice(0, 48))).shape[:2] == (1, 1)
+    assert picture_of(seen(slice(0, 10), slice(0, 12))).shape[:2] == (10, 12)
+    assert look.notice.text == ""
 
 
 def test_a_store_that_was_written_again_is_opened_again(folder: Path, tmp_path: Path) -> None:

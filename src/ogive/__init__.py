@@ -16,6 +16,7 @@ from .explain import explain
 from .flowline import along, flowline
 from .fuse import fuse, regrid
 from .invert import Screening, invert, season
+from .itslive import itslive_cubes
 from .kernels import NCC
 from .local import local_items
 from .overview import overview
@@ -50,6 +51,7 @@ __all__ = [
     "flowline",
     "fuse",
     "invert",
+    "itslive_cubes",
     "local_items",
     "make_pairs",
     "masks",

@@ -32,7 +32,7 @@ KIND = "overview"
 _VARIABLES = ("vx", "vy", "v_error", "vx_error_px", "vy_error_px", "count")
 """What a screen shows, where the source has it; speed is the norm of the components."""
 _PIXELS = 512
-_SMALL = 10**7
+SMALL = 10**7
 """Vectors that are read in a second."""
 _BLOCK_BYTES = 160 * 2**20
 """Above it, a map is made of several chunks."""
@@ -122,7 +122,7 @@ def quick(source: Any, path: str | Path | None = None) -> xr.Dataset | None:
     found = None if given and path is None else open_overview(source, path)
     if found is None:
         velocity = source if given else open_velocity(source)
-        if velocity["vx"].size <= _SMALL:
+        if velocity["vx"].size <= SMALL:
             found = coarse(velocity, _factor(velocity, _PIXELS)).compute()
     return found
 

@@ -54,7 +54,7 @@ class Explorer:
 
 def explore(
     source: Any = None, *, archive: str | Path = "earth-search", outlines: Any = None, stakes: Any = None,
-    kernel: Any = None, client: Any = None, basemap: Any = None, config: Any = None,
+    kernel: Any = None, cubes: Any = None, client: Any = None, basemap: Any = None, config: Any = None,
 ) -> Explorer:  # fmt: skip
     """Open the explorer.
 
@@ -70,6 +70,8 @@ def explore(
         Measured on the ground, to compare with.
     kernel : Kernel or callable, optional
         A matching function of your own, offered beside the kernels.
+    cubes : path or URL, optional
+        Table of ready-made cubes, as in `ogive.itslive_cubes`.
     client : distributed.Client, optional
         Where runs are computed; default: threads of this process.
     basemap : ipyleaflet layer, optional
@@ -114,7 +116,7 @@ def explore(
         "where": Where(session, **ground),
         "scenes": Scenes(session, **ground),
         "pairs": Pairs(session),
-        "parameters": Parameters(session, kernel=kernel, basemap=basemap),
+        "parameters": Parameters(session, kernel=kernel, cubes=cubes, basemap=basemap),
         "running": Running(session, client=client),
         "look": Look(session, stakes=stakes),
         "takeaway": TakeAway(session),

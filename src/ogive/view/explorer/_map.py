@@ -43,6 +43,8 @@ class GridMap:
     ----------
     clicked : callable
         Of (x, y) [m].
+    moved : callable
+        Called without arguments when another part is in view.
 
     Attributes
     ----------
@@ -50,44 +52,62 @@ class GridMap:
     leaflet : ipyleaflet.Map
     """
 
-    def __init__(self, clicked: Callable[[float, float], Any]) -> None:
+    def __init__(self, clicked: Callable[[float, float], Any], moved: Callable[[], Any]) -> None:
         self.clicked = clicked
-        self.picture = ipyleaflet.ImageOverlay(url=_EMPTY, bounds=((0.0, 0.0), (1.0, 1.0)))
+        self.picture, self.detail = (
+            ipyleaflet.ImageOverlay(url=_EMPTY, bounds=((0.0, 0.0), (1.0, 1.0))) for _ in range(2)
+        )
         thick: dict[str, Any] = {"fill": False, "locations": [], "opacity": 0.9}
         self.arrows = [ipyleaflet.Polyline(color=c, weight=w, **thick) for c, w in (("white", 3), ("black", 1))]
         self.lines = [ipyleaflet.Polyline(color=c, weight=w, **thick) for c, w in (("white", 6), (style.OUTLINE, 3))]
         self.pins = ipyleaflet.LayerGroup()
         self.leaflet = ipyleaflet.Map(
-            crs=ipyleaflet.projections.Simple, layers=(self.picture, *self.arrows, *self.lines, self.pins),
+            crs=ipyleaflet.projections.Simple, layers=(self.picture, self.detail, *self.arrows, *self.lines, self.pins),
             center=(0, 0), zoom=0, min_zoom=-20, max_zoom=10, zoom_snap=0.25, zoom_delta=0.5, scroll_wheel_zoom=True,
             attribution_control=False, layout={"width": f"{WIDTH}px", "height": f"{HEIGHT}px"},
         )  # fmt: skip
         self.leaflet.add(ipyleaflet.ScaleControl(position="bottomleft", imperial=False))
         self.leaflet.add_class("ogive-map")
         self.leaflet.on_interaction(self._interaction)
+        self.leaflet.observe(lambda _: moved(), "bounds")
         self.title, self.legend = ipywidgets.HTML(), ipywidgets.HTML()
         self.title.add_class("ogive-map-title")
         self.legend.add_class("ogive-legend")
         self.geobox: GeoBox | None = None
+        self.layer: Layer | None = None
+        self.with_arrows = True
         self.widget = ipywidgets.VBox([ipywidgets.HTML(_CRISP), self.title, self.leaflet, self.legend])
 
     def show(self, layer: Layer, title: str, *, arrows: bool = True) -> None:
         """Put a layer on the map; the view stays where it is as long as the grid does."""
-        url = "data:image/png;base64," + base64.b64encode(layer.png()).decode()
-        box = layer.geobox.boundingbox
+        self.layer, self.with_arrows = layer, arrows
         if layer.geobox != self.geobox:
-            self.geobox = layer.geobox
-            self.picture.bounds = ((box.bottom, box.left), (box.top, box.right))
+            self.geobox, box = layer.geobox, layer.geobox.boundingbox
+            self.picture.bounds = _corners(layer)
             self.leaflet.center = ((box.bottom + box.top) / 2, (box.left + box.right) / 2)
             self.leaflet.zoom = float(
                 np.floor(4 * np.log2(min(WIDTH / (box.right - box.left), HEIGHT / (box.top - box.bottom)))) / 4
             )
-        self.picture.url = url
-        lines = arrow_lines(layer) if arrows else []
-        for polyline in self.arrows:
-            polyline.locations = lines
+        self.picture.url = _address(layer)
+        self.sharpen(None)
         self.title.value = f"<b>{html.escape(title)}</b> &emsp; {north(layer.geobox)}"
         self.legend.value = legend(layer)
+
+    def sharpen(self, part: Layer | None) -> None:
+        """Lay a finer picture of the part in view, with arrows of its own, over the layer; None: take it away."""
+        if part is not None:
+            self.detail.bounds = _corners(part)
+        self.detail.url = _EMPTY if part is None else _address(part)
+        shown = self.layer if part is None else part
+        lines = arrow_lines(shown) if shown is not None and self.with_arrows else []
+        for polyline in self.arrows:
+            polyline.locations = lines
+
+    @property
+    def view(self) -> tuple[float, float, float, float]:
+        """South, west, north, east of what is in view [m]."""
+        (south, west), (north, east) = self.leaflet.bounds or ((0.0, 0.0), (0.0, 0.0))
+        return south, west, north, east
 
     def draw_pins(self, pins: Mapping[str, tuple[tuple[float, float], str, str]]) -> None:
         """Discs on the map: place, colour and letter by name."""
@@ -112,6 +132,15 @@ class GridMap:
         if event.get("type") == "click":
             y, x = event["coordinates"]
             self.clicked(float(x), float(y))
+
+
+def _address(layer: Layer) -> str:
+    return "data:image/png;base64," + base64.b64encode(layer.png()).decode()
+
+
+def _corners(layer: Layer) -> tuple[tuple[float, float], tuple[float, float]]:
+    box = layer.geobox.boundingbox
+    return (box.bottom, box.left), (box.top, box.right)
 
 
 def arrow_lines(layer: Layer) -> list[list[tuple[float, float]]]:

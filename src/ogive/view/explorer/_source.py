@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..._storage import is_url
 from ...export import time_dimension
-from ...overview import beside, overview, quick, state
+from ...overview import SMALL, beside, overview, quick, state
 from ...store import open_velocity
 
 
@@ -54,6 +54,17 @@ class Source:
     def nearest(self, moment: np.datetime64) -> int:
         """The position whose date is next to a moment."""
         return int(np.abs(self.full[time_dimension(self.full)].values - moment).argmin())
+
+    def part(self, south: float, west: float, north: float, east: float) -> xr.Dataset | None:
+        """What lies within these bounds [m], lazily and in full; None if the overview is as fine, or it is too much."""
+        if self.maps is None or self.maps.sizes["x"] >= self.full.sizes["x"]:
+            return None
+        y, x = self.full["y"].values, self.full["x"].values
+        rows, columns = np.flatnonzero((y > south) & (y < north)), np.flatnonzero((x > west) & (x < east))
+        if min(rows.size, columns.size) < 2:
+            return None
+        found = self.full.isel(y=slice(rows[0], rows[-1] + 1), x=slice(columns[0], columns[-1] + 1))
+        return found if found["vx"].size <= SMALL else None
 
     def make_overview(self) -> None:
         """Make the overview beside the store, or in a temporary folder where nobody may write."""

@@ -9,6 +9,7 @@ import io
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 import xarray as xr
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ... import flags, grid, validate
@@ -81,7 +83,9 @@ class Look:
         self._mean: dict[str, xr.Dataset] = {}
         self._stakes_given = stakes
         self.stakes: pd.DataFrame | None = None
-        self.map = GridMap(lambda x, y: setattr(session, "point", (x, y)))
+        self.map = GridMap(lambda x, y: setattr(session, "point", (x, y)), self.sharpen)
+        self._reader, self._turn = ThreadPoolExecutor(max_workers=1), 0
+        self.reading: Future[None] | None = None
         self._widgets()
         session.observe(lambda _: self.refresh(), "stores")
         session.observe(lambda _: self.place(), "point")
@@ -223,9 +227,30 @@ class Look:
         else:
             shown = layer(source.maps, self.layer.value, when=self.when, scale=self.scale.value)
         self.map.show(shown, text, arrows=self.arrows.value)
+        self.sharpen()
         self.draw_words()
         if self.what.value == "flow line":
             self._draw_figure()
+
+    def sharpen(self) -> None:
+        """Show what is in view in full, if it can be read in a second; that is done in the background."""
+        source, self._turn = self.source, self._turn + 1
+        part = source.part(*self.map.view) if source is not None and self.minus.value == _NONE else None
+        if part is None:
+            self.map.sharpen(None)
+        else:
+            self.reading = self._reader.submit(self._show_part, part, self.when, self._turn)
+
+    @guarded
+    def _show_part(self, part: xr.Dataset, when: int | None, turn: int) -> None:
+        whole = self.map.layer
+        if turn != self._turn or whole is None:
+            return  # the user has moved on
+        scale = "log" if isinstance(whole.norm, LogNorm) else "linear"
+        limits = (float(whole.norm.vmin or 0.0), float(whole.norm.vmax or 1.0))
+        shown = layer(part, whole.name, when=when, scale=scale, limits=limits)
+        if turn == self._turn:
+            self.map.sharpen(shown)
 
     def _tell(self) -> None:
         """Note in the session what is looked at, for those who take it away."""

@@ -8,6 +8,7 @@ from ... import filters
 from ...cover import thumbnails
 from ...errors import PairError, ParameterError
 from ...grid import geobox_of
+from ...itslive import itslive_cubes
 from ...kernels import KERNELS, Custom, Kernel
 from ...run import CubeSection, InvertSection, StableSection, prepare
 from ...store import open_velocity
@@ -24,7 +25,13 @@ from .scenes import chosen_items
 READY = "its_live"
 """The choice that matches nothing: velocities that somebody has made."""
 OWN = "own function"
-_NAMES = {"ncc": "normalised cross-correlation", "orientation": "orientation correlation", "phase": "phase correlation"}
+_NAMES = {
+    "ncc": "normalised cross-correlation",
+    "orientation": "orientation correlation",
+    "phase": "phase correlation",
+    "hs_robust": "dense flow, Horn and Schunck",
+    "hs_reference": "dense flow, as published in 2023",
+}
 _SET_BY_TRACK = ("prior",)
 
 
@@ -36,13 +43,15 @@ class Parameters:
     session : Session
     kernel : Kernel or callable, optional
         A user's own.
+    cubes : path or URL, optional
+        Table of ready-made cubes, as in `ogive.itslive_cubes`.
     basemap : ipyleaflet layer, optional
     """
 
     title = "Parameters"
 
-    def __init__(self, session: Session, *, kernel: Any = None, basemap: Any = None) -> None:
-        self.session, self.notice, self.own = session, Notice(), kernel
+    def __init__(self, session: Session, *, kernel: Any = None, cubes: Any = None, basemap: Any = None) -> None:
+        self.session, self.notice, self.own, self.cubes = session, Notice(), kernel, cubes
         config = session.config
         given = dict(config.kernel)
         name = given.pop("name", "ncc")
@@ -51,9 +60,16 @@ class Parameters:
         self.choice = ipywidgets.Dropdown(options=options, value=OWN if kernel is not None else name)
         self.choice.add_class("ogive-kernel")
         self.given, self.forms = {name: given}, dict[str, Form]()
-        self.ready = ipywidgets.Text(placeholder="path or address of an ITS_LIVE cube", layout={"width": "360px"})
+        self.ready = ipywidgets.Combobox(
+            placeholder="path or address of an ITS_LIVE cube", ensure_option=False, layout={"width": "330px"}
+        )
         self.ready.add_class("ogive-its-live")
-        self.open_button = ipywidgets.Button(description="Open", icon="folder-open")
+        self.find_button = ipywidgets.Button(
+            description="Find", icon="search", tooltip="cubes over the area", layout={"width": "80px"}
+        )
+        self.find_button.add_class("ogive-find-its-live")
+        self.find_button.on_click(lambda _: self.find_ready())
+        self.open_button = ipywidgets.Button(description="Open", icon="folder-open", layout={"width": "80px"})
         self.open_button.add_class("ogive-open-its-live")
         self.open_button.on_click(lambda _: self.open_ready())
         self.kernel_box = ipywidgets.VBox()
@@ -134,7 +150,7 @@ class Parameters:
             told = (
                 "Nothing is matched; the next step but one shows the velocities." if name == READY else repr(self.own)
             )
-            row = [self.ready, self.open_button] if name == READY else []
+            row = [self.ready, self.find_button, self.open_button] if name == READY else []
             self.kernel_box.children = [ipywidgets.HTML(told), ipywidgets.HBox(row)]
         used = [key for key in FILTERS if self.filter_on[key].value]
         for key, box in self.filter_on.items():
@@ -149,6 +165,18 @@ class Parameters:
                 filters={key: self.form(key).changed() for key in used},
                 invert=self.series.values() if self.series_on.value else None,
             )  # fmt: skip
+
+    @guarded
+    def find_ready(self) -> None:
+        """Offer the cubes of ITS_LIVE over the area, the one that covers most of it first."""
+        if self.session.aoi is None:
+            raise ParameterError("area", rule="there is none yet", fix="choose one in the first step")
+        self.notice.news("Looking for cubes of ITS_LIVE …")
+        found = itslive_cubes(self.session.aoi, table=self.cubes)
+        self.ready.options = list(found["zarr_url"])
+        self.ready.value = found["zarr_url"].iloc[0] if len(found) else ""
+        told = ", ".join(f"{100 * share:.0f} %" for share in found["share"])
+        self.notice.news(f"{len(found)} cubes" + (f"; of the area they cover {told}." if told else " over this area."))
 
     @guarded
     def open_ready(self) -> None:
