@@ -25,6 +25,7 @@ pytest.importorskip("ipyleaflet", reason="the explorer needs ogive[explore]")
 
 from ogive.run import RunConfig
 from ogive.view import layers, style
+from ogive.view.explorer._map import HEIGHT, WIDTH
 from ogive.view.explorer._session import Session
 from ogive.view.explorer.look import HERE, Look
 from ogive.view.explorer.takeaway import TakeAway
@@ -279,15 +280,17 @@ def test_what_is_in_view_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.Mo
 
     def seen(rows: slice, columns: slice) -> Any:
         """What the browser sends after a zoom, and what is then laid over the map."""
-        half = 0.5 * abs(x[1] - x[0])
-        state = {"south": y[rows].min() - half, "north": y[rows].max() + half,
-                 "west": x[columns].min() - half, "east": x[columns].max() + half}  # fmt: skip
-        look.map.leaflet.set_state({name: float(value) for name, value in state.items()})
+        size = abs(x[1] - x[0])
+        centre = [float(np.mean(y[rows])), float(np.mean(x[columns]))]
+        zoom = float(np.log2(WIDTH / size / (columns.stop - columns.start)))
+        shown = HEIGHT / WIDTH * (columns.stop - columns.start)
+        assert abs(shown - (rows.stop - rows.start)) < 1
+        look.map.leaflet.set_state({"zoom": zoom, "center": centre, "north": centre[0] + size * shown / 2})
         if look.reading is not None:
             look.reading.result(60)
         return look.map.detail
 
-    part = (slice(4, 20), slice(10, 34))
+    part = (slice(4, 20), slice(10, 34))  # 4 by 6, nearly as the map
     detail = seen(*part)
     limits = (float(whole.norm.vmin or 0), float(whole.norm.vmax or 0))
     wanted = layers.layer(look.source.full.isel(y=part[0], x=part[1]), "speed", when=look.when, limits=limits)
@@ -304,8 +307,8 @@ def test_what_is_in_view_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.Mo
     assert picture_of(look.map.detail).shape[:2] == (1, 1)
     look.minus.value = "nothing"
     monkeypatch.setattr("ogive.view.explorer._source.SMALL", 1000)
-    assert picture_of(seen(slice(0, 40), slice(0, 48))).shape[:2] == (1, 1)
-    assert picture_of(seen(slice(0, 10), slice(0, 12))).shape[:2] == (10, 12)
+    assert picture_of(seen(slice(3, 35), slice(0, 48))).shape[:2] == (1, 1)
+    assert picture_of(seen(slice(0, 10), slice(0, 15))).shape[:2] == (10, 15)
     assert look.notice.text == ""
 
 

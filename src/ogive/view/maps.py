@@ -109,7 +109,7 @@ def flow_arrows(vx: NDArray[Any], vy: NDArray[Any], step: int) -> tuple[NDArray[
         .astype(np.float64)
         .reshape(rows, step, columns, step)
         .swapaxes(1, 2)
-        .reshape(rows, columns, -1)
+        .reshape(rows, columns, step * step)  # there may be none
         for a in (vx, vy)
     ]
     valid = np.isfinite(cells[0]) & np.isfinite(cells[1])

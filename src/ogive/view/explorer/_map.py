@@ -21,6 +21,8 @@ from ..layers import Layer, reason_entries, ticks
 
 WIDTH, HEIGHT = 610, 410
 """Of the map on the page [pixel]."""
+LARGEST = 200
+"""A cell at the closest zoom [pixel]."""
 _CRISP = """<style>
 .ogive-map .leaflet-image-layer {image-rendering: pixelated}
 .ogive-map .leaflet-container, .ogive-map.leaflet-container {background: white; box-shadow: inset 0 0 0 1px #999}
@@ -88,6 +90,7 @@ class GridMap:
             self.leaflet.zoom = float(
                 np.floor(4 * np.log2(min(WIDTH / (box.right - box.left), HEIGHT / (box.top - box.bottom)))) / 4
             )
+            self.leaflet.max_zoom = float(np.ceil(np.log2(LARGEST / abs(box.right - box.left) * layer.values.shape[1])))
         self.picture.url = _address(layer)
         self.sharpen(None)
         self.title.value = f"<b>{html.escape(title)}</b> &emsp; {north(layer.geobox)}"
@@ -106,8 +109,9 @@ class GridMap:
     @property
     def view(self) -> tuple[float, float, float, float]:
         """South, west, north, east of what is in view [m]."""
-        (south, west), (north, east) = self.leaflet.bounds or ((0.0, 0.0), (0.0, 0.0))
-        return south, west, north, east
+        # Not `leaflet.bounds`: what the browser calls south stays within 90 degrees, whatever the projection.
+        (y, x), cell = self.leaflet.center, 2.0**-self.leaflet.zoom
+        return y - cell * HEIGHT / 2, x - cell * WIDTH / 2, y + cell * HEIGHT / 2, x + cell * WIDTH / 2
 
     def draw_pins(self, pins: Mapping[str, tuple[tuple[float, float], str, str]]) -> None:
         """Discs on the map: place, colour and letter by name."""

@@ -116,7 +116,8 @@ class Look:
         self.keep = ipywidgets.Button(description="Keep this place", layout={"width": "130px"})
         self.forget = ipywidgets.Button(description="Forget all", layout={"width": "100px"})
         self.upload = ipywidgets.FileUpload(accept=".csv,.txt", description="Stakes (CSV)", layout={"width": "140px"})
-        self.words, self.picture = ipywidgets.HTML(), ipywidgets.Image(format="png", layout={"width": "590px"})
+        self.words, self.picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
+        self.picture.layout = {"width": "590px", "display": "none"}
         for name in ("store", "layer", "scale", "arrows", "minus", "time", "play", "median", "what", "beside", "pairs",
                      "anomaly", "at", "keep", "forget", "upload", "words", "picture"):  # fmt: skip
             getattr(self, name).add_class(f"ogive-look-{name}")
@@ -327,7 +328,7 @@ class Look:
     def forget_points(self) -> None:
         """Start anew."""
         self.points, self.line, self.figure = {}, None, None
-        self.picture.value, self.words.value = b"", ""
+        self.picture.value, self.picture.layout.display, self.words.value = b"", "none", ""
         self._pins()
         self.map.draw_line(None)
 
@@ -390,7 +391,7 @@ class Look:
         self.map.draw_line(None if self.line is None else self.line[["x", "y"]].to_numpy())
         out = io.BytesIO()
         self.figure.savefig(out, format="png", dpi=80)
-        self.picture.value = out.getvalue()
+        self.picture.value, self.picture.layout.display = out.getvalue(), None
         self._tell()
 
     def _series(self) -> Figure:
