@@ -290,8 +290,8 @@ def test_what_is_in_view_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.Mo
             look.reading.result(60)
         return look.map.detail
 
-    part = (slice(4, 20), slice(10, 34))  # 4 by 6, nearly as the map
-    detail = seen(*part)
+    detail = seen(slice(4, 20), slice(10, 34))  # nearly the shape of the map, which shows a little more
+    part = (slice(3, 21), slice(10, 34))
     limits = (float(whole.norm.vmin or 0), float(whole.norm.vmax or 0))
     wanted = layers.layer(look.source.full.isel(y=part[0], x=part[1]), "speed", when=look.when, limits=limits)
     np.testing.assert_array_equal(picture_of(detail), wanted.rgb())
@@ -301,14 +301,14 @@ def test_what_is_in_view_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.Mo
     look.layer.value = "flag"
     assert look.reading is not None
     look.reading.result(60)
-    assert picture_of(detail).shape == (16, 24, 3)
+    assert picture_of(detail).shape == (18, 24, 3)
     look.minus.options = ["nothing", "velocity"]
     look.minus.value = "velocity"  # a difference stays as it is
     assert picture_of(look.map.detail).shape[:2] == (1, 1)
     look.minus.value = "nothing"
     monkeypatch.setattr("ogive.view.explorer._source.SMALL", 1000)
     assert picture_of(seen(slice(3, 35), slice(0, 48))).shape[:2] == (1, 1)
-    assert picture_of(seen(slice(0, 10), slice(0, 15))).shape[:2] == (10, 15)
+    assert picture_of(seen(slice(0, 10), slice(0, 15))).shape[:2] == (11, 15)
     assert look.notice.text == ""
 
 

@@ -60,7 +60,9 @@ class Source:
         if self.maps is None or self.maps.sizes["x"] >= self.full.sizes["x"]:
             return None
         y, x = self.full["y"].values, self.full["x"].values
-        rows, columns = np.flatnonzero((y > south) & (y < north)), np.flatnonzero((x > west) & (x < east))
+        half = abs(x[-1] - x[0]) / (x.size - 1) / 2
+        rows = np.flatnonzero((y > south - half) & (y < north + half))
+        columns = np.flatnonzero((x > west - half) & (x < east + half))
         if min(rows.size, columns.size) < 2:
             return None
         found = self.full.isel(y=slice(rows[0], rows[-1] + 1), x=slice(columns[0], columns[-1] + 1))
