@@ -5,11 +5,17 @@ With OGIVE_PICTURES=1 the first test makes the pictures of the documentation on 
 
 import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import requests
 from nbformat.v4 import new_code_cell, new_notebook
 
 import ogive as og
@@ -17,6 +23,7 @@ from ogive.testing import browser
 from ogive.testing.browser import Watched
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
+from ogive.testing.servers import free_ports
 
 WAIT = 180.0
 """Longest wait for anything [s]."""
@@ -208,3 +215,32 @@ def test_in_jupyterlab(notebook: Path) -> None:
         look_at_a_place(seen)
     assert seen.errors == []
     assert seen.outside == []
+
+
+def test_without_a_notebook_one_command_opens_it(world: World, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    command = [str(Path(sys.executable).with_name("ogive")), "explore", "--no-browser", f"--port={port}"]
+    command += [f"--archive={world.items_file}", f"--outlines={world.outlines}"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + WAIT
+        while not (address := re.search(rf"http://127\.0\.0\.1:{port}/\?token=\w+", log.read_text())):
+            assert time.monotonic() < end, log.read_text()
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.1)
+        stranger = requests.get(address[0].partition("?")[0], allow_redirects=False, timeout=WAIT)
+        assert stranger.status_code == 302
+        assert "login" in stranger.headers["Location"]
+        with browser.watched(address[0]) as seen:
+            seen.page.get_by_role("tab", name="2 Scenes").click()
+            assert seen.page.locator(".ogive-explore input[type=text]:visible").first.input_value() == str(
+                world.items_file
+            )
+            assert seen.errors == seen.outside == []
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed on the way, 2 could not start (bad input, nothing w
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,25 @@ def items(
     found = local_items(folder, band=band)
     write_items(found, output)
     _show(f"{len(found)} scenes, saved as {output}", scene_table(found), as_json)
+
+
+@app.command()
+def explore(
+    source: Annotated[str | None, typer.Argument(help="A store to look at; without it, the first step opens.")] = None,
+    archive: Annotated[str | None, typer.Option(help="Catalog name, STAC API URL, or file of items.")] = None,
+    outlines: Annotated[str | None, typer.Option(help="File of glacier outlines.")] = None,
+    stakes: Annotated[str | None, typer.Option(help="Table of velocities measured on the ground.")] = None,
+    config: Annotated[str | None, typer.Option("--run", help="A run file to start from.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: 8866, or the next one that is free.")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open nothing.")] = False,
+) -> None:
+    """Open the explorer in the browser; Ctrl-C ends it. Needs pip install 'ogive[notebook]'."""
+    from .view.application import application
+
+    options = {"source": source, "outlines": outlines, "stakes": stakes, "config": config, "archive": archive}
+    with application(options, port=port, browser=not no_browser) as server, suppress(KeyboardInterrupt):
+        if server.wait():
+            raise OgiveError("ogive explore", rule="could not start", fix="see the lines above")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..errors import ParameterError
+from ..view.application import UNFIT
 from .gateway import stop_all
 from .servers import free_ports
 
@@ -33,8 +34,6 @@ _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-c
 """Needed by root, without a screen, in containers; the last for pictures that are alike everywhere."""
 ICONS = "fontawesome"
 """Voila asks a public server for a stylesheet of icons, and goes on with those that it has."""
-_UNFIT = ("@jupyter-notebook/lab-extension",)
-"""Extensions of JupyterLab that Voila would load, if they are installed, and cannot."""
 
 
 @dataclass
@@ -148,8 +147,8 @@ def watched(url: str, *, size: tuple[int, int] = (1280, 720), timeout: float = 1
 def voila(notebook: Path, *, timeout: float = 120.0) -> Iterator[str]:
     """A notebook as an application; yields its address."""
     (port,) = free_ports(1)
-    command = ["voila", str(notebook), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1",
-               f"--VoilaConfiguration.extension_denylist={list(_UNFIT)}"]  # fmt: skip
+    command = ["voila", str(notebook), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    command += [f"--VoilaConfiguration.extension_denylist={name}" for name in UNFIT]
     with _served(command, port, timeout):
         yield f"http://127.0.0.1:{port}/"
 
