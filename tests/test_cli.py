@@ -125,8 +125,8 @@ def test_the_explorer_names_what_it_needs(refused: Any, monkeypatch: pytest.Monk
 def test_help_lists_every_command() -> None:
     text = invoke("--help").stdout
     commands = [
-        "demo", "search", "items", "explore", "init", "explain", "run", "update", "report", "status", "verify", "invert",
-        "export",
+        "demo", "search", "items", "explore", "init", "explain", "run", "update", "report", "status", "verify",
+        "invert", "export",
     ]  # fmt: skip
     assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(commands)  # type: ignore[union-attr]
     assert all(f" {name} " in text for name in commands)
