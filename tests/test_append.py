@@ -19,7 +19,7 @@ from ogive._growth import coming
 from ogive._ledger import Books
 from ogive._storage import storage_of
 from ogive.errors import ParameterError, StoreError
-from ogive.testing.servers import bucket_server
+from ogive.testing.buckets import bucket_server
 from ogive.testing.stores import COMPUTED, contents, velocity_of_pairs
 
 OLD, ALL = 6, 13

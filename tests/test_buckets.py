@@ -15,7 +15,7 @@ import ogive as og
 from ogive import _lock
 from ogive._storage import storage_of
 from ogive.errors import StoreError
-from ogive.testing.servers import bucket_server
+from ogive.testing.buckets import bucket_server
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
 
 

@@ -20,7 +20,7 @@ from ogive._ledger import digest
 from ogive._lock import only_writer
 from ogive._storage import Folder, storage_of
 from ogive.errors import StoreError
-from ogive.testing.servers import bucket_server
+from ogive.testing.buckets import bucket_server
 from ogive.testing.stores import COMPUTED, contents, lazy_velocity
 
 icechunk = pytest.importorskip("icechunk")

@@ -21,8 +21,9 @@ from ogive import _access, _read, catalog, options
 from ogive._access import S3Signer, TokenSigner
 from ogive._read import Asset, OdcReader, StackstacReader, read, relation
 from ogive.errors import GridError, ParameterError, ReadError
+from ogive.testing.buckets import s3_server
 from ogive.testing.readers import FakeReader
-from ogive.testing.servers import Faults, range_server, s3_server
+from ogive.testing.servers import Faults, range_server
 
 SENTINEL = GeoBox((330, 310), Affine(10, 0, 340000, 0, -10, 5100000), "EPSG:32632")
 # Landsat puts pixel centres on multiples of 15 m, so that corners lie in between.

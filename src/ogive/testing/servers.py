@@ -1,5 +1,5 @@
 """Servers on 127.0.0.1 for tests: files with HTTP ranges, and a real STAC API. Both log requests and can fail on order.
-Files can also fail by chance, as archives do, or want signed addresses; and there is an object store.
+Files can also fail by chance, as archives do, or want signed addresses. Object stores are in `buckets`.
 
 with range_server(folder, fail_first=2) as server:   # every path answers 503 twice, then as it should
     read(server.url + "/scene/B08.tif")
@@ -12,7 +12,6 @@ import hmac
 import http.client
 import http.server
 import json
-import logging
 import os
 import re
 import secrets
@@ -24,7 +23,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -351,39 +349,6 @@ def _serve(said: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps([[[r.method, r.path, r.status] for r in log.requests], log.faults]))
 
 
-@contextlib.contextmanager
-def s3_server(folder: str | Path, bucket: str) -> Iterator[str]:
-    """An object store (moto) on 127.0.0.1 that holds the files of a folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-    bucket : str
-
-    Yields
-    ------
-    str
-        Its endpoint.
-    """
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        access = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=endpoint, **access)
-        client.create_bucket(Bucket=bucket)
-        for path in Path(folder).iterdir():
-            client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())
-        client.close()
-        yield endpoint
-    finally:
-        server.stop()
-
-
 class _ProxyHandler(_Handler):
     port: int
 
@@ -494,46 +459,6 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-@contextlib.contextmanager
-def bucket_server(bucket: str = "glaciers") -> Iterator[str]:
-    """A real S3 API (moto) with one empty bucket; endpoint and credentials are in the environment meanwhile.
-
-    Yields
-    ------
-    str
-        The bucket's URL, `s3://...`.
-    """
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "planted-secret-of-the-bucket",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{bucket}", method="PUT"), timeout=30
-        ):
-            yield f"s3://{bucket}"
-    finally:
-        server.stop()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ..._storage import storage_of
 from ..._tasks import BlockGrid, run_block
 from ..._verify import verify
 from ...store import write
-from ..servers import bucket_server
+from ..buckets import bucket_server
 from ..stores import contents
 from . import Row, trials
 from .worlds import Fork, isolated, noted, paced_velocity
