@@ -77,7 +77,7 @@ class Explanation:
             f"{self.worker_gigabytes:.2f} GB per worker ({self.block_gigabytes:.2f} GB a block)",
         ]
         if self.minutes is not None:
-            words.append(f"{_duration(self.minutes)} on {sum(self.threads)} threads")
+            words.append(f"{duration(self.minutes)} on {sum(self.threads)} threads")
         if self.precision is not None and self.days is not None:
             ends = [f"{p:.1f} m/yr over {d:.0f} days" for p, d in zip(self.precision, self.days, strict=True)]
             words.append("precision of one vector " + " to ".join(dict.fromkeys(ends)))
@@ -235,9 +235,12 @@ def _seconds(ds: xr.Dataset) -> float:
     return took * ds["vx"].size / float(np.prod([sizes[len(sizes) // 2] for sizes in chunks]))
 
 
-def _duration(minutes: float) -> str:
-    """
-    >>> _duration(0.2), _duration(12), _duration(200)
+def duration(minutes: float) -> str:
+    """A span of time in words.
+
+    Examples
+    --------
+    >>> duration(0.2), duration(12), duration(200)
     ('12 seconds', '12 minutes', '3.3 hours')
     """
     if minutes < 1.5:

@@ -97,6 +97,27 @@ def row(parameter: Parameter, made: Any) -> ipywidgets.HBox:
     )
 
 
+def button(
+    text: str, name: str, call: Callable[[], Any] | None = None, *, icon: str = "", **how: Any
+) -> ipywidgets.Button:
+    """A button that is as wide as its text, and findable by its class.
+
+    Parameters
+    ----------
+    text, name : str
+        What it says; its class, without `ogive-`.
+    call : callable, optional
+        Called without arguments.
+    icon, **how
+        As in `ipywidgets.Button`.
+    """
+    made = ipywidgets.Button(description=text, icon=icon, **{"layout": dict(WIDE), **how})
+    made.add_class(f"ogive-{name}")
+    if call is not None:
+        made.on_click(lambda _: call())
+    return made
+
+
 def _code(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
 

@@ -7,6 +7,8 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 
+from ._forms import button
+
 PAGE = 12
 """Rows on a page."""
 
@@ -41,10 +43,8 @@ class TickTable:
         self.heads = {name: self._head(name) for name in columns}
         self._grid = " ".join(width for _, width, _ in columns.values())
         self._rows = [self._row(k) for k in range(PAGE)]
-        self.all, self.none = (
-            self._button(text, f"ogive-tick-{text.split()[1]}") for text in ("tick all", "tick none")
-        )
-        self.back, self.next = (self._button(text, f"ogive-page-{text}") for text in ("back", "next"))
+        self.all, self.none = (button(text, f"tick-{text.split()[1]}") for text in ("tick all", "tick none"))
+        self.back, self.next = (button(text, f"page-{text}") for text in ("back", "next"))
         self.count = ipywidgets.HTML()
         self.count.add_class("ogive-count")
         self.all.on_click(lambda _: self.tick(self.frame.index))
@@ -111,10 +111,8 @@ class TickTable:
         return f'<div class="ogive-cells" style="grid-template-columns:{widths}">{parts}</div>'
 
     def _head(self, name: str) -> ipywidgets.Button:
-        made = ipywidgets.Button(description=self.columns[name][0], tooltip="sort", layout={"width": "auto"})
-        made.add_class("ogive-head")
+        made = button(self.columns[name][0], "head", lambda: self.sort(name), tooltip="sort")
         made.add_class(f"ogive-sort-{name.replace('_', '-')}")
-        made.on_click(lambda _: self.sort(name))
         return made
 
     def _row(self, k: int) -> tuple[Any, ...]:
@@ -132,9 +130,3 @@ class TickTable:
             return
         label = self.frame.index[self.page * PAGE + k]
         self.tick(self.ticked | {label} if on else self.ticked - {label})
-
-    @staticmethod
-    def _button(text: str, name: str) -> ipywidgets.Button:
-        made = ipywidgets.Button(description=text, layout={"width": "auto"})
-        made.add_class(name)
-        return made

@@ -17,7 +17,7 @@ from ...tile import try_tile
 from ...track import described
 from ..jobs import tile_map
 from . import _areas
-from ._forms import Form
+from ._forms import Form, button
 from ._notice import Notice, guarded
 from ._session import Session
 from .scenes import chosen_items
@@ -64,14 +64,10 @@ class Parameters:
             placeholder="path or address of an ITS_LIVE cube", ensure_option=False, layout={"width": "330px"}
         )
         self.ready.add_class("ogive-its-live")
-        self.find_button = ipywidgets.Button(
-            description="Find", icon="search", tooltip="cubes over the area", layout={"width": "80px"}
+        self.find_button = button(
+            "Find", "find-its-live", self.find_ready, icon="search", tooltip="cubes over the area"
         )
-        self.find_button.add_class("ogive-find-its-live")
-        self.find_button.on_click(lambda _: self.find_ready())
-        self.open_button = ipywidgets.Button(description="Open", icon="folder-open", layout={"width": "80px"})
-        self.open_button.add_class("ogive-open-its-live")
-        self.open_button.on_click(lambda _: self.open_ready())
+        self.open_button = button("Open", "open-its-live", self.open_ready, icon="folder-open")
         self.kernel_box = ipywidgets.VBox()
         self.cube = Form(CubeSection, config.cube.model_dump())
         self.stable = Form(StableSection, config.stable.model_dump())

@@ -12,10 +12,11 @@ import ipywidgets
 from ... import run as runs
 from ..._ledger import status
 from ...errors import CancelledError, OgiveError, ParameterError
-from ...explain import explain
+from ...explain import duration, explain
 from ...runfile import dump
 from ..jobs import block_map
 from . import _areas
+from ._forms import button
 from ._notice import Notice, guarded, log
 from ._session import Session
 from .scenes import chosen_items
@@ -52,10 +53,10 @@ class Running:
         self.threads = ipywidgets.Text("" if config.workers is None else str(config.workers), placeholder="all cores")
         self.price = ipywidgets.HTML()
         self.price.add_class("ogive-price")
-        self.measure = self._button("Price tag", "ogive-explain", "tag", lambda _: self.explain())
-        self.minutes = self._button("… with minutes", "ogive-calibrate", "clock-o", lambda _: self.explain(True))
-        self.start_button = self._button("Run", "ogive-run", "play", lambda _: self.start())
-        self.stop_button = self._button("Stop", "ogive-stop", "stop", lambda _: self.stop())
+        self.measure = button("Price tag", "explain", self.explain, icon="tag")
+        self.minutes = button("… with minutes", "calibrate", lambda: self.explain(True), icon="clock-o")
+        self.start_button = button("Run", "run", self.start, icon="play")
+        self.stop_button = button("Stop", "stop", self.stop, icon="stop")
         self.start_button.button_style, self.stop_button.disabled = "primary", True
         self.bar = ipywidgets.IntProgress(layout={"width": "100%"})
         self.told = ipywidgets.HTML()
@@ -152,13 +153,6 @@ class Running:
         self.start_button.disabled, self.stop_button.disabled = on, not on
         self.start_button.description = "Running" if on else "Run, or go on"
 
-    @staticmethod
-    def _button(text: str, name: str, icon: str, call: Any) -> ipywidgets.Button:
-        made = ipywidgets.Button(description=text, icon=icon, layout={"width": "auto"})
-        made.add_class(name)
-        made.on_click(call)
-        return made
-
 
 class _Progress:
     """Follows the blocks of a run."""
@@ -200,19 +194,11 @@ class _Progress:
         bar, took = self.step.bar, time.monotonic() - self.began
         now = bar.value - self.first
         stage = _STAGES.get(Path(self.store).name, "")
-        left = f", about {_span(took / now * (bar.max - bar.value))} left" if now and bar.value < bar.max else ""
+        left = (
+            f", about {duration(took / now * (bar.max - bar.value) / 60)} left" if now and bar.value < bar.max else ""
+        )
         bad = f" <b class='ogive-error'>{self.failed} failed</b>" if self.failed else ""
         return f"<b>{stage}</b>: {bar.value} of {bar.max} blocks{left}.{bad}"
-
-
-def _span(seconds: float) -> str:
-    """
-    >>> _span(45), _span(600), _span(9000)
-    ('45 s', '10 minutes', '2.5 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _near(path: Path) -> Path:

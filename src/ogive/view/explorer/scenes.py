@@ -15,7 +15,7 @@ from ...errors import SearchError
 from ...run import SearchSection, find
 from ...search import scene_table
 from . import _areas
-from ._forms import Form
+from ._forms import Form, button
 from ._notice import Notice, guarded
 from ._session import Session
 from ._table import TickTable
@@ -69,8 +69,8 @@ class Scenes:
         source = ipywidgets.Combobox(value=str(given.get("source", "earth-search")), options=list(catalog.endpoints()))
         source.add_class("ogive-source")
         self.form.controls["source"] = source
-        self.search_button = self._button("Search", "ogive-search", "search", lambda _: self.search())
-        self.cover_button = self._button("Cloud and snow on the ice", "ogive-cover", "cloud", lambda _: self.cover())
+        self.search_button = button("Search", "search", self.search, icon="search")
+        self.cover_button = button("Cloud and snow on the ice", "cover", self.cover, icon="cloud")
         self.progress = ipywidgets.IntProgress(layout={"width": "160px", "visibility": "hidden"})
         self.table = TickTable(COLUMNS, self.ticked, self.show)
         self.map = _areas.plain_map(basemap, "400px")
@@ -157,13 +157,6 @@ class Scenes:
         made.layout.width = "220px" if name == "source" else "130px"
         made.tooltip = self.form.fields[name].help
         return ipywidgets.VBox([ipywidgets.HTML(f"<label>{name.replace('_', ' ')}</label>"), made])
-
-    @staticmethod
-    def _button(text: str, name: str, icon: str, call: Any) -> ipywidgets.Button:
-        made = ipywidgets.Button(description=text, icon=icon, layout={"width": "auto"})
-        made.add_class(name)
-        made.on_click(call)
-        return made
 
 
 def chosen_items(session: Session) -> pystac.ItemCollection:

@@ -19,6 +19,7 @@ from ...script import View, script
 from .. import maps, style
 from ..animation import speed_animation
 from ..layers import layer_map
+from ._forms import button
 from ._notice import Notice, guarded
 from ._session import Session
 from ._source import Source, open_source
@@ -79,11 +80,10 @@ class TakeAway:
         self.say()
 
     def _button(self, name: str, words: str, make: Callable[[Path], Any]) -> ipywidgets.Button:
-        button = ipywidgets.Button(description=words, tooltip=name, layout={"width": "210px"})
-        button.add_class("ogive-take-" + name.replace(".", "-"))
-        button.on_click(lambda _: self.take(name, make))
-        self.buttons[name] = button
-        return button
+        take = f"take-{name.replace('.', '-')}"
+        made = button(words, take, lambda: self.take(name, make), tooltip=name, layout={"width": "210px"})
+        self.buttons[name] = made
+        return made
 
     @guarded
     def say(self) -> None:

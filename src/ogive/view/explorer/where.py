@@ -12,6 +12,7 @@ from ...aoi import read_aoi, resolve_aoi
 from ...errors import SearchError
 from ...pathrow import query_pathrow
 from . import _areas
+from ._forms import button
 from ._notice import Notice, guarded
 from ._session import Session
 
@@ -49,9 +50,7 @@ class Where:
             continuous_update=False,
         )  # fmt: skip
         self.text.add_class("ogive-aoi")
-        self.button = ipywidgets.Button(description="Set area", button_style="primary", icon="crosshairs")
-        self.button.add_class("ogive-set-area")
-        self.button.on_click(lambda _: self.typed())
+        self.button = button("Set area", "set-area", self.typed, icon="crosshairs", button_style="primary")
         self.told = ipywidgets.HTML()
         self.told.add_class("ogive-pathrow")
         self._area: Any = None
