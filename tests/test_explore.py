@@ -329,6 +329,12 @@ def test_ready_made_velocities_over_the_area_are_found(app: App, tmp_path: Path)
     assert "ITS_LIVE cubes" in step.notice.text
 
 
+def test_the_run_file_shown_holds_no_secret(app: App) -> None:
+    app.session.configure(search={"source": "https://me:planted1@host.org/items.json?sig=planted2"})
+    assert "https://host.org/items.json" in app.running.file.value
+    assert "planted" not in app.running.file.value
+
+
 def test_stop_leaves_a_store_that_the_same_button_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with counted_run():
         app = started(tmp_path / "app")

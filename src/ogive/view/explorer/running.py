@@ -11,6 +11,7 @@ import ipywidgets
 
 from ... import run as runs
 from ..._ledger import status
+from ..._trust import without_secrets
 from ...errors import CancelledError, OgiveError, ParameterError
 from ...explain import duration, explain
 from ...runfile import dump
@@ -146,7 +147,7 @@ class Running:
         return config
 
     def _show_file(self, _: Any = None) -> None:
-        text = html.escape(dump(self.session.config))
+        text = html.escape(without_secrets(dump(self.session.config)))
         self.file.value = f"<details><summary>The run file of this session</summary><pre>{text}</pre></details>"
 
     def _busy(self, on: bool) -> None:
@@ -168,7 +169,7 @@ class _Progress:
         if count is not None:
             # Not before: a folder that holds another run is refused, and keeps its run file.
             output = Path(store).parent
-            (output.parent / f"{output.name}.yaml").write_text(dump(step.session.config))
+            (output.parent / f"{output.name}.yaml").write_text(without_secrets(dump(step.session.config)))
             self.store, self.began, self.first, self.failed = store, time.monotonic(), count["done"], 0
             step.bar.max, step.bar.value = count["blocks"], count["done"]
             step.notice.clear()

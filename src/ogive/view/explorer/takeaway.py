@@ -105,12 +105,11 @@ class TakeAway:
         if path.exists() and not self.replace.value:
             fix = "tick 'replace files that are there', or choose another folder"
             raise ParameterError(str(path), rule="is there already", fix=fix)
-        button = self.buttons[name]
-        button.disabled = True
+        self.buttons[name].disabled = True
         try:
             make(path)
         finally:
-            button.disabled = False
+            self.buttons[name].disabled = False
         self.written.append(path)
         lines = [f"{p.resolve()} ({p.stat().st_size / 1e6:.2g} MB)" for p in dict.fromkeys(self.written)]
         self.list.value = "Written:<br>" + "<br>".join(map(html.escape, lines))
