@@ -272,7 +272,7 @@ def test_orientation_of_a_paraboloid_of_revolution_is_its_diagonal() -> None:
 def test_halo_and_names() -> None:
     assert {n: f.halo for n, f in enhance.FILTERS.items()} == {
         "none": 0, "band_pass": 9, "high_pass": 9, "box_high_pass": 4, "wallis": 10, "sobel_x": 1, "sobel_y": 1,
-        "sobel": 1, "orientation": 3,
+        "sobel_sum": 1, "sobel": 1, "orientation": 3,
     }  # fmt: skip
     with pytest.raises(ParameterError, match=r"enhance: must be one of none, band_pass.* \(found 'clahe'\)"):
         enhance.get("clahe")

@@ -174,7 +174,7 @@ def test_relative_paths_start_at_the_run_file(tmp_path: Path, monkeypatch: pytes
         ({"pairs": {"day": [5, 60]}}, ParameterError, "'day'"),
         ({"pairs": {"days": [60, 5]}}, ParameterError, "days"),
         ({"pairs": {"days": [300, 400]}}, PairError, "days"),
-        ({"filters": {"median": {}}}, ParameterError, "filters: are outliers, local_median, agreement"),
+        ({"filters": {"mean": {}}}, ParameterError, "filters: are outliers, local_median, agreement"),
         ({"filters": {"correlation": {"least": 0.5}}}, ParameterError, "filter correlation"),
         ({"filters": {"correlation": {}}}, ParameterError, "filter correlation"),
         ({"filters": {"local_median": {"window": 4}}}, ParameterError, "window"),

@@ -6,7 +6,7 @@ search -> open_cube -> make_pairs -> track -> write -> open_velocity -> correct 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from . import catalog, cluster, correct, diagnose, export, filters, masks, validate, view
+from . import catalog, cluster, correct, diagnose, export, filters, learn, masks, validate, view
 from ._append import append
 from .cover import scene_cover
 from .cube import open_cube
@@ -19,6 +19,7 @@ from .invert import Screening, invert, season
 from .itslive import itslive_cubes
 from .kernels import NCC
 from .local import local_items
+from .mosaic import mosaic
 from .overview import overview
 from .pairs import PairRules, make_pairs
 from .pathrow import query_pathrow
@@ -52,9 +53,11 @@ __all__ = [
     "fuse",
     "invert",
     "itslive_cubes",
+    "learn",
     "local_items",
     "make_pairs",
     "masks",
+    "mosaic",
     "open_cube",
     "open_velocity",
     "overview",

@@ -89,8 +89,10 @@ def vector_median(
     return _verdicts(dy, dx, stride, half, VECTOR, threshold, noise, few)
 
 
-def medians(d: Field, other: Field, *, least: int = MIN_NEIGHBOURS) -> Field:
-    """Median of `d` over those of the eight points around that have both `d` and `other`; NaN with fewer than `least`.
+def medians(d: Field, other: Field, *, least: int = MIN_NEIGHBOURS, half: int = 1, own: bool = False) -> Field:
+    """Median of `d` over those of the points around that have both `d` and `other`; NaN with fewer than `least`.
+
+    `half` is 1 for the eight points around; with `own` the point itself counts, too.
 
     Examples
     --------
@@ -102,7 +104,7 @@ def medians(d: Field, other: Field, *, least: int = MIN_NEIGHBOURS) -> Field:
     field = np.ascontiguousarray(np.where(missing, np.inf, d)).reshape(-1, *d.shape[-2:])
     out = np.empty_like(field)
     for m in range(len(out)):
-        _fill(field[m], least, out[m])
+        _smooth(field[m], half, own, least, out[m])
     return out.reshape(d.shape)
 
 
@@ -296,12 +298,15 @@ def _judge(dy: Any, dx: Any, stride: Any, half: Any, test: Any, first: Any, seco
 
 
 @njit(**JIT)
-def _fill(field: Any, least: Any, out: Any) -> Any:
-    """Median of the eight points around each, NaN where there are fewer than `least`."""
-    width = field.shape[1]
-    near, stride, count = np.empty((8, width), field.dtype), np.ones(width, np.int64), np.empty(width, np.int64)
+def _smooth(field: Any, half: Any, own: Any, least: Any, out: Any) -> Any:
+    """Median of the points around each, and of itself if `own`; NaN where there are fewer than `least`."""
+    width, around = field.shape[1], (2 * half + 1) ** 2 - 1
+    near, stride = np.empty((around + (1 if own else 0), width), field.dtype), np.ones(width, np.int64)
+    count = np.empty(width, np.int64)
     for y in range(len(field)):
-        _gather(field, y, stride, 1, near)
+        _gather(field, y, stride, half, near)
+        if own:
+            near[around] = field[y]
         _count(near, count)
         _median(near, count, out[y])
         out[y][count < least] = np.nan

@@ -17,6 +17,7 @@ most trackers use, and is as robust (docs/assumptions.md).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,7 +41,7 @@ WALLIS_WIDTH = 21
 ORIENTATION_SIGMA = 0.7
 """Standard deviation of the Gaussian before the orientation filter [px]."""
 
-ALONG_X, ALONG_Y, MAGNITUDE, ORIENTATION = range(4)
+ALONG_X, ALONG_Y, SUM, MAGNITUDE, ORIENTATION = range(5)
 """What a 3x3 stencil makes of its nine pixels."""
 U = np.uint64
 _NO_SMOOTHING = np.ones(1, np.float32)
@@ -126,6 +127,11 @@ def sobel_y(image: Image, valid: Mask) -> tuple[Image, Mask]:
     return _run(_stencil, image, valid, _box(1), ALONG_Y)
 
 
+def sobel_sum(image: Image, valid: Mask) -> tuple[Image, Mask]:
+    """Sum of the two Sobel derivatives: the derivative along the diagonal; edges along it are lost."""
+    return _run(_stencil, image, valid, _box(1), SUM)
+
+
 def sobel(image: Image, valid: Mask) -> tuple[Image, Mask]:
     """Gradient magnitude of the two Sobel derivatives."""
     return _run(_stencil, image, valid, _box(1), MAGNITUDE)
@@ -149,13 +155,14 @@ FILTERS: dict[str, Filter] = {
     "wallis": Filter(wallis, WALLIS_WIDTH // 2),
     "sobel_x": Filter(sobel_x, 1),
     "sobel_y": Filter(sobel_y, 1),
+    "sobel_sum": Filter(sobel_sum, 1),
     "sobel": Filter(sobel, 1),
     "orientation": Filter(orientation, int(3 * ORIENTATION_SIGMA + 0.5) + 1),
 }
 
 
 def get(name: str) -> Filter:
-    """The filter of that name.
+    """The filter of that name, or several one after the other: `"wallis+sobel_x"`.
 
     Raises
     ------
@@ -164,14 +171,21 @@ def get(name: str) -> Filter:
 
     Examples
     --------
-    >>> get("high_pass").halo
-    9
+    >>> get("high_pass").halo, get("wallis+sobel_x").halo
+    (9, 11)
     """
-    if name not in FILTERS:
-        raise ParameterError(
-            "enhance", rule=f"must be one of {', '.join(FILTERS)}", value=repr(name), fix="'high_pass'"
-        )
-    return FILTERS[name]
+    if not set(name.split("+")) <= set(FILTERS):
+        rule = f"must be one of {', '.join(FILTERS)}, or several joined by +"
+        raise ParameterError("enhance", rule=rule, value=repr(name), fix="'high_pass'")
+    parts = [FILTERS[part] for part in name.split("+")]
+    return parts[0] if len(parts) == 1 else Filter(partial(_chained, parts), sum(part.halo for part in parts))
+
+
+def _chained(parts: list[Filter], image: Image, valid: Mask) -> tuple[Image, Mask]:
+    """One filter after the other; what one cannot answer is masked for the next."""
+    for part in parts:
+        image, valid = part.apply(image, valid)
+    return image, valid
 
 
 def fill_gaps(filtered: Image, valid: Mask, seed: int, origin: tuple[int, int]) -> Image:
@@ -473,8 +487,11 @@ def _stencil(image: Any, valid: Any, taps: Any, kind: Any) -> Any:
             _along_y(up, low, out[y])
         else:
             _along_x(up, mid, low, out[y])
-        if kind == MAGNITUDE:
+        if kind in (SUM, MAGNITUDE):
             _along_y(up, low, other)
+        if kind == SUM:
+            out[y] += other
+        elif kind == MAGNITUDE:
             _magnitude(out[y], other)
         count[:] = full
         if gap >= y - reach:

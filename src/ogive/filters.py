@@ -1,4 +1,5 @@
 """Filters: velocity in, velocity out. They only *add* flag bits; where a bit is not a warning, vx, vy, v become NaN.
+`fill` and `median`, which change values, are the exceptions.
 
 `outliers` is the filter to use: agreement of neighbours, then the normalised median test. On the truth case with light
 and cloud (chips of 32 px) it leaves 0.06 % of gross errors out of 1.5 %, for 2.8 % of the good vectors.
@@ -7,24 +8,21 @@ The science is in `ogive._neighbours`, pure functions on displacement fields. Th
 each block as the tests reach, so the bits do not depend on the chunks. The raw store keeps everything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from . import _neighbours as neighbours
-from . import flags, grid
+from . import flags
+from ._filtering import add, judged, rejections, replaced, windows
 from .errors import ParameterError
 from .provenance import record
 
 Form = Literal["normalised", "mad"]
-Steps: TypeAlias = Sequence[tuple[Callable[..., NDArray[np.uint8]], int]]
-"""Tests of `(dy, dx, stride)` in their order, each with the flag of what it rejects."""
-
 THRESHOLDS: dict[Form, float] = {"normalised": 2.0, "mad": 4.0}
 """Usual thresholds: 2 in particle image velocimetry (Westerweel & Scarano 2005), 4 unscaled MAD in glacier tracking."""
 MEDIANS: dict[Form, Callable[..., NDArray[np.uint8]]] = {
@@ -84,7 +82,7 @@ def outliers(
     agree = partial(neighbours.agreement, tolerance=tolerance, share=share, few=min_neighbours)
     fits = partial(neighbours.normalised_median, threshold=threshold, noise=noise, few=min_neighbours)
     steps = [(agree, flags.NEIGHBOURS)] * 3 + [(fits, flags.OUTLIER)] * 2
-    return _tested(record(velocity, "filters.outliers", **said), steps, 2 * len(steps), max_stride)
+    return judged(record(velocity, "filters.outliers", **said), steps, 2 * len(steps), max_stride)
 
 
 def agreement(
@@ -133,7 +131,7 @@ def agreement(
                     max_stride=max_stride)  # fmt: skip
     agree = partial(neighbours.agreement, tolerance=tolerance, share=share, few=min_neighbours)
     steps = [(agree, flags.NEIGHBOURS)] * rounds
-    return _tested(record(velocity, "filters.agreement", **said), steps, 2 * rounds, max_stride)
+    return judged(record(velocity, "filters.agreement", **said), steps, 2 * rounds, max_stride)
 
 
 def vector_median(
@@ -183,7 +181,7 @@ def vector_median(
                     max_stride=max_stride)  # fmt: skip
     half = window // 2
     fits = partial(neighbours.vector_median, threshold=threshold, noise=noise, half=half, few=min_neighbours)
-    return _tested(record(velocity, "filters.vector_median", **said), [(fits, flags.OUTLIER)], half, max_stride)
+    return judged(record(velocity, "filters.vector_median", **said), [(fits, flags.OUTLIER)], half, max_stride)
 
 
 def local_median(
@@ -246,7 +244,7 @@ def local_median(
     half = window // 2
     fits = partial(MEDIANS[form], threshold=threshold, noise=noise, half=half, few=min_neighbours)
     velocity = record(velocity, "filters.local_median", form=form, **said)
-    return _tested(velocity, [(fits, flags.OUTLIER)], half, max_stride)
+    return judged(velocity, [(fits, flags.OUTLIER)], half, max_stride)
 
 
 def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
@@ -276,7 +274,7 @@ def correlation(velocity: xr.Dataset, minimum: float) -> xr.Dataset:
         raise ParameterError("minimum", rule="a correlation lies between -1 and 1", value=minimum)
     low = velocity["corr"] < minimum
     velocity = record(velocity, "filters.correlation", minimum=float(minimum))
-    return _add(velocity, (low & np.isfinite(velocity["vx"])) * np.uint16(flags.LOW_CORRELATION))
+    return add(velocity, (low & np.isfinite(velocity["vx"])) * np.uint16(flags.LOW_CORRELATION))
 
 
 def speed_limit(velocity: xr.Dataset, maximum: float) -> xr.Dataset:
@@ -304,7 +302,7 @@ def speed_limit(velocity: xr.Dataset, maximum: float) -> xr.Dataset:
         raise ParameterError("maximum", rule="must be positive [meter/year]", value=maximum)
     fast = velocity["vx"] ** 2 + velocity["vy"] ** 2 > maximum**2
     velocity = record(velocity, "filters.speed_limit", maximum=float(maximum))
-    return _add(velocity, fast * np.uint16(flags.OUTLIER))
+    return add(velocity, fast * np.uint16(flags.OUTLIER))
 
 
 def fill(velocity: xr.Dataset, *, min_neighbours: int = 5) -> xr.Dataset:
@@ -342,17 +340,52 @@ def fill(velocity: xr.Dataset, *, min_neighbours: int = 5) -> xr.Dataset:
         raise ParameterError("min_neighbours", rule="of the eight around lie in 1 ... 8", value=min_neighbours)
     out = record(velocity, "filters.fill", min_neighbours=min_neighbours)
     vx, vy = (velocity[name].transpose("mid_date", "y", "x") for name in ("vx", "vy"))
-    found_x = _windows(neighbours.medians, [vx, vy], 1, vx.dtype, least=min_neighbours)
-    found_y = _windows(neighbours.medians, [vy, vx], 1, vy.dtype, least=min_neighbours)
+    found_x = windows(neighbours.medians, [vx, vy], 1, vx.dtype, least=min_neighbours)
+    found_y = windows(neighbours.medians, [vy, vx], 1, vy.dtype, least=min_neighbours)
     computed = (velocity["flag"] & np.uint16(flags.NOT_COMPUTED)) == 0
     filled = computed & ~np.isfinite(vx + vy) & np.isfinite(found_x)
     speed = (found_x**2 + found_y**2) ** 0.5
     values = {"vx": found_x, "vy": found_y, "v": speed, "interp_mask": 1, "vx_error_px": np.nan, "vy_error_px": np.nan}
-    for name, value in values.items():
-        if name in velocity:
-            old = velocity[name]
-            out[name] = old.where(~filled, value).transpose(*old.dims).astype(old.dtype).assign_attrs(old.attrs)
-    return _add(out, filled * np.uint16(flags.INTERPOLATED))
+    return add(replaced(out, filled, values), filled * np.uint16(flags.INTERPOLATED))
+
+
+def median(velocity: xr.Dataset, *, window: int = 9, min_neighbours: int = 5) -> xr.Dataset:
+    """Replace every vector by the medians of the components around it.
+
+    Parameters
+    ----------
+    velocity : xr.Dataset
+        dims (mid_date, y, x) with `vx`, `vy`, `v`.
+    window : int
+        Side of the square of cells, odd; 9 is usual after dense flow.
+    min_neighbours : int
+        With fewer valid vectors in the square, its own included, a vector stays as it is.
+
+    Returns
+    -------
+    xr.Dataset
+        The input with smoothed `vx`, `vy`, `v`. What is not valid has no weight and is not filled; errors stay, which
+        are those of single vectors. Lazy if the input is.
+
+    Raises
+    ------
+    ParameterError
+        Even window, or no neighbours asked for.
+
+    Examples
+    --------
+    >>> from ogive.testing.velocity_cubes import velocity_cube
+    >>> velocity, _ = velocity_cube("100")
+    >>> velocity["vx"][0, 5, 5] = 5000.0
+    >>> float(median(velocity)["vx"][0, 5, 5]) < 500
+    True
+    """
+    out = record(velocity, "filters.median", **_checked(window=window, min_neighbours=min_neighbours))
+    vx, vy = (velocity[name].transpose("mid_date", "y", "x") for name in ("vx", "vy"))
+    options: dict[str, Any] = {"least": min_neighbours, "half": window // 2, "own": True}
+    found = [windows(neighbours.medians, pair, window // 2, vx.dtype, **options) for pair in ([vx, vy], [vy, vx])]
+    values = {"vx": found[0], "vy": found[1], "v": (found[0] ** 2 + found[1] ** 2) ** 0.5}
+    return replaced(out, np.isfinite(vx + vy) & np.isfinite(found[0]), values)
 
 
 def _checked(**parameters: Any) -> dict[str, Any]:
@@ -367,70 +400,6 @@ def _checked(**parameters: Any) -> dict[str, Any]:
         if name != "noise" and not value > 0:
             raise ParameterError(name, rule="must be positive", value=value)
     return parameters
-
-
-def _tested(velocity: xr.Dataset, steps: Steps, reach: int, max_stride: int) -> xr.Dataset:
-    """The dataset after these tests, which look `reach` strides far together."""
-    dx, dy = _displacements(velocity)
-    arrays = [dy, dx, _strides(velocity, max_stride)]
-    return _add(velocity, _windows(_bits, arrays, reach * max_stride, np.uint16, steps=steps))
-
-
-def _bits(dy: NDArray[Any], dx: NDArray[Any], stride: NDArray[np.int64], *, steps: Steps) -> NDArray[np.uint16]:
-    """Flag bits of the tests, one after the other on what the ones before have left."""
-    dy, dx = dy.copy(), dx.copy()
-    bits = np.zeros(dy.shape, np.uint16)
-    for test, flag in steps:
-        verdict = test(dy, dx, stride)
-        rejected = verdict == neighbours.REJECTED
-        bits[rejected] = flag
-        dy[rejected] = dx[rejected] = np.nan
-    bits[verdict == neighbours.ALONE] = flags.FEW_NEIGHBOURS
-    return bits
-
-
-def _windows(
-    function: Callable[..., NDArray[Any]], arrays: list[xr.DataArray], reach: int, dtype: DTypeLike, **options: Any
-) -> xr.DataArray:
-    """A function of (M, y, x) arrays, block by block with `reach` more cells on each side; lazy if one of them is."""
-    first = arrays[0]
-    chunks = next((a.chunks for a in arrays if a.chunks is not None), None)
-    if chunks is None:
-        return first.copy(data=function(*(a.values for a in arrays), **options))
-    data = [a.chunk(dict(zip(first.dims, chunks, strict=True))).data for a in arrays]
-    # Dask allows no overlap wider than the array.
-    depth = {0: 0, 1: min(reach, first.shape[1]), 2: min(reach, first.shape[2])}
-    result = da.map_overlap(
-        function, *data, depth=depth, boundary="none", dtype=dtype, meta=np.empty((0, 0, 0), dtype), **options
-    )
-    return first.copy(data=result.rechunk(chunks))
-
-
-def _add(velocity: xr.Dataset, bits: xr.DataArray) -> xr.Dataset:
-    """Add flag bits and drop the values that they make invalid."""
-    bits = bits.astype(np.uint16)
-    out = velocity.copy()
-    out["flag"] = (velocity["flag"] | bits).assign_attrs(velocity["flag"].attrs)
-    good = ~flags.invalid(bits)
-    for name in ("vx", "vy", "v"):
-        out[name] = velocity[name].where(good).assign_attrs(velocity[name].attrs)
-    return out
-
-
-def _displacements(velocity: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """vx, vy as displacements between the images [m]: pairs of any baseline then share one noise."""
-    days = grid.pair_days(velocity)
-    years = (days / grid.YEAR_DAYS).astype(np.float64)
-    dx, dy = ((velocity[name] * years).transpose("mid_date", "y", "x") for name in ("vx", "vy"))
-    return dx, dy
-
-
-def _strides(velocity: xr.Dataset, max_stride: int) -> xr.DataArray:
-    if "chip_size_width" not in velocity:
-        return xr.ones_like(velocity["vx"], np.int64).transpose("mid_date", "y", "x")
-    cell = abs(grid.geobox_of(velocity).resolution.x)
-    stride = (velocity["chip_size_width"].fillna(0) / (2 * cell)).round().clip(1, max_stride)
-    return stride.astype(np.int64).transpose("mid_date", "y", "x")
 
 
 def neighbour_test(
@@ -472,4 +441,4 @@ def neighbour_test(
     """
     test = neighbours.normalised_median if scaled else neighbours.mad
     fits = partial(test, threshold=threshold, noise=noise, half=half, few=min_neighbours)
-    return _bits(dy, dx, stride, steps=[(fits, flags.OUTLIER)])
+    return rejections(dy, dx, stride, steps=[(fits, flags.OUTLIER)])

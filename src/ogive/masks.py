@@ -11,9 +11,12 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import odc.geo.xr  # noqa: F401, .odc of arrays
 import pyogrio
 import pyproj
+import rasterio.errors
 import rasterio.features
+import rioxarray
 import shapely
 import xarray as xr
 from odc.geo.geobox import GeoBox
@@ -116,8 +119,10 @@ def stable(
     water: Any = None,
     crs: Any = None,
     buffer: float = REFERENCE_CHIP,
+    dem: Any = None,
+    max_slope: float = 30.0,
 ) -> xr.DataArray:
-    """Ground that does not move: rock, or everything off the ice, less water.
+    """Ground that does not move: rock, or everything off the ice, less water and steep slopes.
 
     Parameters
     ----------
@@ -130,6 +135,10 @@ def stable(
         Distance kept from the ice [m]. 320: one chip of 32 px of 10 m. Half of it keeps ice out of the chip, the
         other half allows for ice that has advanced or was drawn too small. Water is buffered by half of it, because
         shores are drawn better.
+    dem : optional
+        Elevations as in `slope`. Ground steeper than `max_slope`, or without an elevation, is then not stable.
+    max_slope : float
+        Steepest slope that holds still [degrees]. 30: near the angle at which scree rests and shadows fall.
 
     Returns
     -------
@@ -162,12 +171,65 @@ def stable(
         still &= ~outlines(ice, geobox, crs=crs, buffer=buffer).values
     if water is not None:
         still &= ~outlines(water, geobox, crs=crs, buffer=buffer / 2).values
+    if dem is not None:
+        # Where nothing is known, nothing is stable: no elevation compares as false.
+        still &= slope(dem, geobox).values <= max_slope
     if not still.any():
         rule = "the masks cover everything: no stable ground is left"
         raise MaskError("stable", rule=rule, value=f"buffer {buffer:g} m", fix="use a larger area or a smaller buffer")
     mask = _mask(still, geobox, "stable ground")
     mask.name = "stable"
     return mask
+
+
+def slope(dem: Any, grid: xr.Dataset | xr.DataArray | GeoBox) -> xr.DataArray:
+    """Slope of the ground [degrees] on a grid.
+
+    Parameters
+    ----------
+    dem : path or xr.DataArray
+        Elevations [m] as a raster file, or (y, x) with a coordinate system; resampled to the grid (bilinear).
+    grid : xr.Dataset, xr.DataArray or GeoBox
+        In metres.
+
+    Returns
+    -------
+    xr.DataArray
+        float32 (y, x), NaN without an elevation.
+
+    Raises
+    ------
+    MaskError
+        The raster cannot be read, or has no coordinate system.
+    ParameterError
+        The grid is not in metres.
+
+    Examples
+    --------
+    >>> from affine import Affine
+    >>> box = GeoBox((4, 4), Affine(10, 0, 600000, 0, -10, 5000040), "EPSG:32632")
+    >>> place = {**grids.coordinates(box), "spatial_ref": grids.mapping(box)}
+    >>> ramp = xr.DataArray(np.tile(10.0 * np.arange(4), (4, 1)), place, ("y", "x"))
+    >>> float(slope(ramp, box)[1, 1])
+    45.0
+    """
+    geobox = grid if isinstance(grid, GeoBox) else grids.geobox_of(grid)
+    target = pyproj.CRS.from_user_input(str(geobox.crs))
+    if not target.is_projected:
+        raise ParameterError("grid", rule="must be in metres", value=target.name, fix="use a projected grid")
+    try:
+        heights: Any = dem if isinstance(dem, xr.DataArray) else rioxarray.open_rasterio(dem, masked=True)
+    except rasterio.errors.RasterioIOError as error:
+        raise MaskError(str(dem), rule="must be a raster file", value=error, fix="use GeoTIFF") from error
+    if heights.odc.crs is None:
+        raise MaskError("dem", rule="has no coordinate system", fix="dem.rio.write_crs('EPSG:...')")
+    heights = heights.squeeze(drop=True).astype(np.float32)
+    placed = heights.odc.reproject(geobox, resampling="bilinear", dst_nodata=np.nan)
+    rise = np.gradient(placed.values, abs(geobox.resolution.y), abs(geobox.resolution.x))
+    steepness = np.degrees(np.arctan(np.hypot(*rise))).astype(np.float32)
+    out = _mask(steepness, geobox, "slope of the ground")
+    out.attrs["units"] = "degree"
+    return out
 
 
 def _read(source: Any, name: str, crs: Any) -> gpd.GeoSeries:

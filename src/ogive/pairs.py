@@ -4,6 +4,7 @@
 the dates of their images.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,10 +14,17 @@ import pandas as pd
 import pystac
 import xarray as xr
 
+from . import grid as grids
 from .errors import PairError, ParameterError
 from .search import scene_table
 
+log = logging.getLogger("ogive")
+
 Days = tuple[float, float]
+Months = tuple[int, int]
+
+SUMMER: dict[str, Months] = {"north": (6, 10), "south": (12, 4)}
+"""Months in which snow hides least of a glacier."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,12 @@ class PairRules:
         The same over land only, where the provider states it (Landsat).
     exclude_platforms : tuple of str
         Platforms to leave out, `"landsat-7"` for its stripes.
-    season : (int, int), optional
-        First and last month of both images, inclusive; (11, 2) runs over the new year.
+    season : (int, int) or "summer", optional
+        First and last month of both images, inclusive; (11, 2) runs over the new year. "summer": June to October in the
+        north, December to April in the south.
     years_apart : int, optional
-        Calendar years between the images: 1 pairs every scene of one year with every scene of the next.
+        Years between the images: 1 pairs every scene of one year with every scene of the next. A season that runs over
+        the new year counts as the year in which it ends.
     max_per_scene : int, optional
         Each scene takes part in at most so many pairs; short pairs are kept first.
     reference : str, optional
@@ -57,7 +67,7 @@ class PairRules:
     max_cloud: float | None = None
     max_cloud_land: float | None = None
     exclude_platforms: tuple[str, ...] = ()
-    season: tuple[int, int] | None = None
+    season: Months | str | None = None
     years_apart: int | None = None
     max_per_scene: int | None = None
     reference: str | None = None
@@ -66,8 +76,8 @@ class PairRules:
         for low, high in self.ranges():
             if not 0 <= low <= high:
                 raise ParameterError("days", rule="needs 0 <= shortest <= longest", value=(low, high))
-        if self.season and not all(1 <= month <= 12 for month in self.season):
-            raise ParameterError("season", rule="must be two months, 1 ... 12", value=self.season)
+        if self.season and self.season != "summer" and not all(month in range(1, 13) for month in self.season):
+            raise ParameterError("season", rule='must be two months, 1 ... 12, or "summer"', value=repr(self.season))
         if self.max_per_scene is not None and self.max_per_scene < 1:
             raise ParameterError("max_per_scene", rule="must be at least 1", value=self.max_per_scene)
 
@@ -75,6 +85,27 @@ class PairRules:
         """The day ranges, always as a tuple of ranges."""
         first = self.days[0]
         return self.days if isinstance(first, tuple | list) else (self.days,)  # type: ignore[return-value]
+
+    def months(self, scenes: Any) -> Months | None:
+        """First and last month of the season where the scenes lie.
+
+        Raises
+        ------
+        ParameterError
+            "summer" is asked of a table without a column `lat`.
+
+        Examples
+        --------
+        >>> PairRules(season="summer").months(pd.DataFrame({"lat": [-43.5]}))
+        (12, 4)
+        """
+        if self.season != "summer":
+            return self.season or None  # type: ignore[return-value]
+        return SUMMER["north" if _latitude(scenes) >= 0 else "south"]
+
+
+CROSS_YEAR = PairRules(days=(200, 530), same_orbit=False, season="summer", years_apart=1)
+"""Every scene of one summer with every scene of the next, whatever its orbit: pairs of 7 to 17 months."""
 
 
 def make_pairs(
@@ -94,7 +125,8 @@ def make_pairs(
     -------
     pd.DataFrame
         One row per pair, ordered by the dates: `pair_id`, `i1`, `i2`, `t1`, `t2` (datetime64, UTC), `date_dt` [days],
-        `same_orbit`, `sun_difference` [degrees], `id1`, `id2`, `sensor`. `attrs["rules"]` holds the rules.
+        `same_orbit`, `sun_difference` [degrees], `id1`, `id2`, `sensor`. `attrs["rules"]` holds the rules,
+        `attrs["report"]` says in words how many scenes and pairs each of them left out.
 
     Raises
     ------
@@ -115,7 +147,8 @@ def make_pairs(
     except TypeError as error:
         known = ", ".join(asdict(PairRules()))
         raise ParameterError("pair rules", rule=f"are {known}", value=str(error).split("argument ")[-1]) from None
-    table = _table(scenes)
+    scenes = scenes if isinstance(scenes, xr.Dataset | pd.DataFrame) else list(scenes)
+    table, rules = _table(scenes), replace(rules, season=rules.months(scenes))
     if len(table) < 2:
         raise PairError("scenes", rule="at least two are needed for a pair", value=len(table), fix="widen the search")
     keep = _scenes_kept(table, rules)
@@ -147,15 +180,16 @@ def make_pairs(
     pairs = pairs[good].sort_values(["t1", "t2", "id1", "id2"], kind="stable").reset_index(drop=True)
     if rules.max_per_scene is not None:
         pairs = _at_most(pairs, rules.max_per_scene)
+    report = (
+        f"{len(table)} scenes, {len(table) - keep.size} dropped by cloud, platform or season"
+        f"{_by_year(table, keep, rules)}; of {good.size} pairs {', '.join(removed) or 'none'} removed"
+    )
     if pairs.empty:
-        dropped = len(table) - keep.size
-        raise PairError(
-            "pairs", rule="no pair of scenes follows the rules",
-            value=f"{len(table)} scenes, {dropped} dropped by cloud, platform or season; of {good.size} pairs "
-            f"{', '.join(removed) or 'none'} removed", fix="widen days, or allow other orbits",
-        )  # fmt: skip
+        fix = "widen days, or allow other orbits"
+        raise PairError("pairs", rule="no pair of scenes follows the rules", value=report, fix=fix)
     pairs.insert(0, "pair_id", np.arange(len(pairs), dtype=np.int64))
-    pairs.attrs["rules"] = asdict(rules)
+    pairs.attrs |= {"rules": asdict(rules), "report": f"{report}; {len(pairs)} pairs"}
+    log.info("%s", pairs.attrs["report"])
     return pairs
 
 
@@ -185,11 +219,50 @@ def _scenes_kept(table: pd.DataFrame, rules: PairRules) -> np.ndarray[Any, np.dt
         if limit is not None:
             good &= ~(table[column] > limit)
     if rules.season:
-        month, (first, last) = table["datetime"].dt.month, rules.season
+        month, (first, last) = table["datetime"].dt.month, _months(rules)
         inside = (month >= first) & (month <= last) if first <= last else (month >= first) | (month <= last)
         good &= inside
     kept = table[good].sort_values(["datetime", "id"], kind="stable")
     return kept.index.to_numpy(np.int64)
+
+
+def _months(rules: PairRules) -> Months:
+    """The season of rules that know their hemisphere; without one the whole year."""
+    assert not isinstance(rules.season, str)
+    return rules.season or (1, 12)
+
+
+def _latitude(scenes: Any) -> float:
+    """Latitude of the scenes' middle [degrees]."""
+    if isinstance(scenes, xr.Dataset):
+        return float(grids.geobox_of(scenes).geographic_extent.centroid.coords[0][1])
+    if not isinstance(scenes, pd.DataFrame):
+        return float(np.mean([item.bbox[1::2] if len(item.bbox) == 4 else item.bbox[1::3] for item in scenes]))
+    if "lat" not in scenes:
+        fix = "add a column lat, give two months, or pair a cube or items"
+        raise ParameterError("season", rule='"summer" needs to know the hemisphere', fix=fix)
+    return float(scenes["lat"].mean())
+
+
+def _years(times: Any, rules: PairRules) -> Any:
+    """The year of each scene; of a season that runs over the new year, the one in which it ends."""
+    first, last = _months(rules)
+    return times.dt.year + ((times.dt.month >= first) & (first > last))
+
+
+def _by_year(table: pd.DataFrame, keep: np.ndarray[Any, np.dtype[np.int64]], rules: PairRules) -> str:
+    """How many scenes of each year are left, where years are paired.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"datetime": pd.to_datetime(["2020-12-24", "2021-01-09", "2021-12-20"])})
+    >>> _by_year(table, np.arange(3), PairRules(season=(12, 4), years_apart=1))
+    ' (2021: 2, 2022: 1 left)'
+    """
+    if rules.years_apart is None or not keep.size:
+        return ""
+    counts = _years(table.loc[keep, "datetime"], rules).value_counts().sort_index()
+    return f" ({', '.join(f'{year}: {count}' for year, count in counts.items())} left)"
 
 
 def _tests(pairs: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame, rules: PairRules) -> dict[str, Any]:
@@ -206,7 +279,8 @@ def _tests(pairs: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame, rules
     if rules.max_sun_difference is not None:
         tests["max_sun_difference"] = ~(pairs["sun_difference"].to_numpy() > rules.max_sun_difference)
     if rules.years_apart is not None:
-        tests["years_apart"] = (pairs["t2"].dt.year - pairs["t1"].dt.year).to_numpy() == rules.years_apart
+        apart = _years(pairs["t2"], rules) - _years(pairs["t1"], rules)
+        tests["years_apart"] = apart.to_numpy() == rules.years_apart
     if rules.reference is not None:
         tests["reference"] = ((pairs["id1"] == rules.reference) | (pairs["id2"] == rules.reference)).to_numpy(bool)
     return tests

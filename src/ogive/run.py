@@ -79,6 +79,8 @@ class StableSection(Section):
     water: str | None = Field(None, description="vector file of lakes and sea")
     crs: str | None = Field(None, description="coordinate system of files that name none")
     buffer: float = Field(320.0, description="distance kept from the ice [m]")
+    dem: str | None = Field(None, description="raster of elevations [m]; ground steeper than max_slope is not stable")
+    max_slope: float = Field(30.0, description="steepest ground that counts as stable [degrees]")
 
 
 class InvertSection(Section):
@@ -217,7 +219,7 @@ def _exists(path: Path) -> bool:
 _PATHS: dict[str, tuple[str, ...]] = {
     "": ("output", "background"),
     "search": ("source", "aoi", "outlines", "files"),
-    "stable": ("ice", "rock", "water"),
+    "stable": ("ice", "rock", "water", "dem"),
 }
 
 
@@ -428,7 +430,10 @@ def stable_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:
     part = config.stable
     if part.ice is None and part.rock is None:
         return None
-    return masks.stable(grid, ice=part.ice, rock=part.rock, water=part.water, crs=part.crs, buffer=part.buffer)
+    return masks.stable(
+        grid, ice=part.ice, rock=part.rock, water=part.water, crs=part.crs, buffer=part.buffer, dem=part.dem,
+        max_slope=part.max_slope,
+    )  # fmt: skip
 
 
 def ice_mask(config: RunConfig, grid: xr.Dataset) -> xr.DataArray | None:

@@ -23,7 +23,7 @@ from .report import write_report
 if TYPE_CHECKING:
     from .run import RunConfig
 
-FILTERS = ("outliers", "local_median", "agreement", "vector_median", "correlation", "speed_limit", "fill")
+FILTERS = ("outliers", "local_median", "agreement", "vector_median", "correlation", "speed_limit", "fill", "median")
 """Filters that a run file may name."""
 
 

@@ -6,7 +6,11 @@ speed of a noisy vector is biased high.
 
 from ._gps import gps
 from ._hold_out import pairs_hold_out
+from ._maps import map_scores, stake_scores, stake_table
 from ._scores import against_truth, nmad, static_ground
 from ._stakes import read_stakes, stakes, summary
 
-__all__ = ["against_truth", "gps", "nmad", "pairs_hold_out", "read_stakes", "stakes", "static_ground", "summary"]
+__all__ = [
+    "against_truth", "gps", "map_scores", "nmad", "pairs_hold_out", "read_stakes", "stake_scores", "stake_table",
+    "stakes", "static_ground", "summary",
+]  # fmt: skip

@@ -38,7 +38,9 @@ def stakes(
     table : path or pd.DataFrame
         One row per measurement, columns under the usual spellings: `x`, `y` in the coordinate system of the series,
         or `lon`, `lat` [degree, WGS 84]; `t1`, `t2` (or date1, date2; ISO 8601); `vx`, `vy` along its axes, or only
-        the speed `v` [meter/year]. If there: `name`, and the errors `vx_error`, `vy_error` or `v_error`.
+        the speed `v` [meter/year], or the second position `x1`, `y1` (`lon1`, `lat1`) of a stake that was at `x`, `y`
+        first: its velocity then is the way over the time, and its place the middle of the way. If there: `name`, and
+        the errors `vx_error`, `vy_error` or `v_error`.
     velocity : xr.Dataset, optional
         What the series was inverted from. Then the cell of each stake is inverted again with the method, options and
         screening of the series, with windows that are exactly the intervals of the stakes: nothing is interpolated.
@@ -105,6 +107,8 @@ def stakes(
 def read_stakes(table: str | Path | pd.DataFrame, crs: str) -> pd.DataFrame:
     """Point velocities under plain names: `name`, `x`, `y` [m], `t1`, `t2`, `v`, `v_error` [meter/year], components.
 
+    Of stakes with two positions also `x0`, `y0`, `x1`, `y1`; `x`, `y` is the middle.
+
     Parameters
     ----------
     table : path or pd.DataFrame
@@ -130,25 +134,39 @@ def read_stakes(table: str | Path | pd.DataFrame, crs: str) -> pd.DataFrame:
 def _read(table: str | Path | pd.DataFrame, crs: str) -> tuple[pd.DataFrame, dict[str, Float]]:
     """What is known of the stakes: name, place and interval; and the measured velocities with their errors."""
     given = read_table(table)
-    flat, round_ = find(given, "x", "y"), find(given, "lon", "lat")
-    x, y = (numbers(given, c) for c in need(given, "x, y or lon, lat", flat, round_))
-    if not flat:
-        x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(x, y)
+    x, y = _positions(given, crs, "")
     ends = need(given, "t1, t2", *(list(pair) for pair in INTERVALS if set(pair) <= set(given.columns)))
     components, one = find(given, "vx", "vy"), find(given, "v")
-    need(given, "vx, vy or v", components, one)
+    moved = find(given, "x1", "y1") or find(given, "lon1", "lat1")
+    need(given, "vx, vy or v, or x1, y1", components, one, moved)
     name = find(given, "name")
     out = pd.DataFrame({"name": given[name[0]].astype(str) if name else given.index.astype(str)}, index=given.index)
     out["x"], out["y"], out["t1"], out["t2"] = x, y, *(dates(given, c) for c in ends)
+    if moved:
+        out["x0"], out["y0"], (out["x1"], out["y1"]) = x, y, _positions(given, crs, "1")
+        out["x"], out["y"] = (out["x0"] + out["x1"]) / 2, (out["y0"] + out["y1"]) / 2
     unknown = np.full(len(given), np.nan)
     error = numbers(given, *find(given, "v_error")) if find(given, "v_error") else unknown
-    if not components:
+    if one and not components:
         return out, {"v": numbers(given, *one), "v_error": error}
-    vx, vy = (numbers(given, c) for c in components)
+    if components:
+        vx, vy = (numbers(given, c) for c in components)
+    else:
+        years = (out["t2"].to_numpy() - out["t1"].to_numpy()) / _DAY / grid.YEAR_DAYS
+        vx, vy = (((out[f"{c}1"] - out[f"{c}0"]) / years).to_numpy() for c in ("x", "y"))
     errors = find(given, "vx_error", "vy_error")
     ex, ey = (numbers(given, c) for c in errors) if errors else (error, error)
     v, v_error = speed(vx, vy, ex, ey)
     return out, {"vx": vx, "vy": vy, "v": v, "vx_error": ex, "vy_error": ey, "v_error": v_error}
+
+
+def _positions(given: pd.DataFrame, crs: str, which: str) -> tuple[Float, Float]:
+    """x, y of the stakes [m], from columns x, y or lon, lat with this ending."""
+    flat, round_ = find(given, f"x{which}", f"y{which}"), find(given, f"lon{which}", f"lat{which}")
+    x, y = (numbers(given, c) for c in need(given, f"x{which}, y{which} or lon{which}, lat{which}", flat, round_))
+    if not flat:
+        x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(x, y)
+    return x, y
 
 
 def _places(stake: pd.DataFrame, geobox: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.object_]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .animation import speed_animation
+    from .comparison import comparison_map
     from .explorer import explore
     from .jobs import block_map, tile_map
     from .layers import layer_map
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from .validation import stakes_scatter, stakes_series
 
 __all__ = [
-    "block_map", "difference_map", "explore", "flag_map", "hovmoller", "layer_map", "pair_network", "plot_series",
-    "speed_animation", "speed_map", "speed_profile", "stakes_scatter", "stakes_series", "tile_map",
+    "block_map", "comparison_map", "difference_map", "explore", "flag_map", "hovmoller", "layer_map", "pair_network",
+    "plot_series", "speed_animation", "speed_map", "speed_profile", "stakes_scatter", "stakes_series", "tile_map",
 ]  # fmt: skip
 
 _HOME = {"explore": "explorer", "hovmoller": "spacetime", "layer_map": "layers", "speed_animation": "animation"}
+_HOME |= {"comparison_map": "comparison"}
 _HOME |= dict.fromkeys(("difference_map", "flag_map", "speed_map"), "maps")
 _HOME |= dict.fromkeys(("block_map", "tile_map"), "jobs")
 _HOME |= dict.fromkeys(("pair_network", "plot_series", "speed_profile"), "series")

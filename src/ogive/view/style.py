@@ -288,8 +288,8 @@ def extent(geobox: GeoBox) -> tuple[float, float, float, float]:
     return box.left, box.right, box.bottom, box.top
 
 
-def decorate(ax: Axes, geobox: GeoBox, valid: NDArray[np.bool_]) -> None:
-    """Kilometre ticks, named coordinate system, scale bar and north arrow."""
+def decorate(ax: Axes, geobox: GeoBox, valid: NDArray[np.bool_] | None) -> None:
+    """Kilometre ticks, named coordinate system; with `valid`, scale bar and north arrow where least of it is."""
     left, right, bottom, top = extent(geobox)
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
@@ -304,7 +304,8 @@ def decorate(ax: Axes, geobox: GeoBox, valid: NDArray[np.bool_]) -> None:
     ax.set_xlabel(f"{'Easting' if utm else 'x'} (km), {crs_text(geobox)}", fontsize=9)
     ax.set_ylabel(f"{'Northing' if utm else 'y'} (km)", fontsize=9)
     ax.tick_params(labelsize=8)
-    _furniture(ax, geobox, emptiest_corner(valid))
+    if valid is not None:
+        _furniture(ax, geobox, emptiest_corner(valid))
 
 
 def kilometre_formatter(step: float) -> FuncFormatter:

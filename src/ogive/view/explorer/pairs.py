@@ -16,6 +16,7 @@ from ._session import Session
 from .scenes import chosen_items
 
 _MONTHS = ("any", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SUMMER = (("summer", "summer"),)
 _LONGEST = 1200
 """Days at the end of the slider."""
 
@@ -34,7 +35,7 @@ class Pairs:
         self.session, self.notice, self._filling = session, Notice(), False
         given = PairRules(**({} if session.config is None else session.config.pairs))
         short, long = given.ranges()[0][0], given.ranges()[-1][1]
-        season = given.season or (0, 0)
+        season: Any = ("summer", 0) if given.season == "summer" else given.season or (0, 0)
         self.controls: dict[str, Any] = {
             "days": ipywidgets.IntRangeSlider(value=(int(short), int(long)), min=0, max=_LONGEST),
             "same_orbit": ipywidgets.Checkbox(given.same_orbit, indent=False),
@@ -43,7 +44,9 @@ class Pairs:
             "max_cloud": ipywidgets.IntSlider(_or(given.max_cloud, 100), 0, 100),
             "max_cloud_land": ipywidgets.IntSlider(_or(given.max_cloud_land, 100), 0, 100),
             "exclude_platforms": ipywidgets.SelectMultiple(options=given.exclude_platforms, rows=3),
-            "season": ipywidgets.HBox([ipywidgets.Dropdown(options=_numbered(), value=k) for k in season]),
+            "season": ipywidgets.HBox(
+                [ipywidgets.Dropdown(options=[*_numbered(), *more], value=k) for k, more in zip(season, (_SUMMER, ()))]
+            ),
             "years_apart": _areas.choice([("any", None), *((str(k), k) for k in range(11))], given.years_apart),
             "max_per_scene": ipywidgets.IntSlider(given.max_per_scene or 0, 0, 30),
             "reference": _areas.choice([("any", None)], None),
@@ -80,7 +83,7 @@ class Pairs:
             "same_sensor": c["same_sensor"].value,
             **{name: float(c[name].value) if c[name].value < c[name].max else None for name in _LIMITS},
             "exclude_platforms": list(c["exclude_platforms"].value),
-            "season": [first, last] if first and last else None,
+            "season": first if first == "summer" else [first, last] if first and last else None,
             "years_apart": c["years_apart"].value,
             "max_per_scene": c["max_per_scene"].value or None,
             "reference": c["reference"].value,
