@@ -21,6 +21,11 @@ $(VENV)/.installed: pyproject.toml deploy/versions.txt
 	$(install)
 	touch $@
 
+# PyTorch, for tests of training only: large where the index has no build for the CPU alone, which pip prefers if it has.
+$(VENV)/.torch: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/versions.txt "torch==2.13.0"
+	touch $@
+
 demo: $(VENV)/.installed  ## the whole line on a synthetic glacier, under five minutes
 	$(BIN)/ogive demo ogive-demo
 
@@ -43,7 +48,7 @@ $(PROXY): $(VENV)/.installed
 test: check $(PROXY)  ## everything: style, types, doctests, docs, tests, wheel
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/.installed  ## style, types, docs, known faults of packages; doctests run with the tests
+check: $(VENV)/.torch  ## style, types, docs, known faults of packages; doctests run with the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

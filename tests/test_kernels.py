@@ -110,7 +110,8 @@ def test_a_whole_pixel_shift_is_found_exactly(kernel) -> None:
         result = match(kernel, *white(kernel, dy, dx))
         np.testing.assert_array_equal(np.rint(result["dy"]), dy)
         np.testing.assert_array_equal(np.rint(result["dx"]), dx)
-        np.testing.assert_allclose(result["corr"], 1, atol=1e-4)
+        # A hundredth of a pixel beside the peak costs white noise 1e-4.
+        np.testing.assert_allclose(result["corr"], 1, atol=2e-4)
         assert (result["flag"] == 0).all()
 
 

@@ -23,6 +23,8 @@ from ogive.testing.scenes import make_world
 assert Path(og.__file__).is_relative_to(sys.prefix), og.__file__
 assert set(catalog.sensors()) >= {"sentinel-2", "landsat"}
 assert "earth-search" in catalog.endpoints()
+card = og.kernels.FlowNet()._card
+assert all(card.path.with_suffix(suffix).is_file() for suffix, _ in card.sha256), card
 dates = {"start": "2022-07-01", "end": "2022-08-01"}
 spec = WorldSpec(size_km=(1.2, 1.5), n_sentinel2=2, n_landsat=0, cloud=0, speed=60, **dates)
 world = make_world("world", spec)

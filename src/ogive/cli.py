@@ -247,6 +247,39 @@ def export(
     console.print(f"{output}: written")
 
 
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="Where to put the checkpoint and the trained network.")],
+    net: Annotated[str, typer.Option(help="Which network: flow_net.")] = "flow_net",
+    seed: Annotated[int, typer.Option(help="Seed of weights, samples and their order.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 1600,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same line goes on [minutes].")] = None,
+    device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
+    name: Annotated[str, typer.Option(help="Name of the trained network.")] = "flow-net",
+    as_json: Json = False,
+) -> None:
+    """Train a learned matcher on synthetic glaciers; run it again after an interruption and it goes on where it was."""
+    from .kernels._flow_weights import required
+
+    for package in ("torch", "safetensors", "onnx", "onnxruntime"):
+        required(package, "train")
+    from .learn.card import publish
+    from .learn.train import Recipe
+    from .learn.train import train as learn
+
+    recipe = Recipe(net=net, seed=seed, steps=steps)
+    limit = float("inf") if minutes is None else minutes
+    said = Console(stderr=True, soft_wrap=True).print
+    trained = learn(recipe, folder, minutes=limit, device=device, report=lambda line: said(line, highlight=False))
+    if trained is None:
+        said(f"not done yet: the same line goes on from {folder}", highlight=False)
+        return
+    path = publish(trained, recipe, folder / name)
+    scores = json.loads(path.read_text())["scores"]
+    table = pd.DataFrame([{"level": level, **figures} for level, figures in scores.items()])
+    _show(f"Trained: kernel flow_net, weights {path}", table, as_json)
+
+
 def _finish(result: Any, as_json: bool, names: tuple[str, ...]) -> None:
     if as_json:
         sys.stdout.write(result.to_json() + "\n")

@@ -348,7 +348,8 @@ def described(kernel: Kernel) -> dict[str, Any]:
     # A user's function has no parameters to list, only a name.
     parameters = _function(kernel) if isinstance(kernel, Custom) else asdict(made)
     name = next((key for key, cls in KERNELS.items() if cls is type(kernel)), type(kernel).__name__)
-    return {"name": name, **parameters}
+    # Of a learned one: which weights.
+    return {"name": name, **parameters, **getattr(kernel, "origin", {})}
 
 
 def _function(kernel: Custom) -> dict[str, Any]:

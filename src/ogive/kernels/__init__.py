@@ -16,6 +16,7 @@ from .. import flags
 from ..errors import ParameterError
 from ._memory import PREPARE, Footprint
 from .flow import HornSchunck, HornSchunckReference
+from .flow_net import FlowNet
 from .ncc import GRADIENT, NCC
 from .orientation import OrientationCorrelation
 from .phase import PhaseCorrelation
@@ -155,6 +156,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "phase": PhaseCorrelation,
     "hs_robust": HornSchunck,
     "hs_reference": HornSchunckReference,
+    "flow_net": FlowNet,
 }
 """Kernels by the name they have in a run file."""
 
@@ -164,6 +166,7 @@ __all__ = [
     "NCC",
     "Custom",
     "Displacements",
+    "FlowNet",
     "Footprint",
     "Guided",
     "HornSchunck",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from .subpixel import JIT
 
@@ -21,6 +22,11 @@ def rim(flow: Any) -> Any:
     """Repeat the outermost pixels."""
     flow[:, 0], flow[:, -1] = flow[:, 1], flow[:, -2]
     flow[:, :, 0], flow[:, :, -1] = flow[:, :, 1], flow[:, :, -2]
+
+
+def inner(flow: NDArray[np.float32], margin: int) -> NDArray[np.float32]:
+    """The field of a window that has so many pixels less on each side; beyond it stands what was there."""
+    return np.ascontiguousarray(flow[:, margin : flow.shape[1] - margin, margin : flow.shape[2] - margin])
 
 
 @njit(**JIT)

@@ -66,6 +66,15 @@ class Prepared(NamedTuple):
     valid: Mask
     start: Any
 
+    def inner(self, margin: int) -> "Prepared":
+        """Its finest level without so many pixels on each side."""
+        cut = np.s_[..., margin : len(self.valid) - margin, margin : self.valid.shape[1] - margin]
+        planes: list[Any] = [plane[cut].copy() for plane in self.levels[0]]
+        level = Level(*planes)
+        # What samples read beyond the edge is not there any more.
+        level.seen[:1] = level.seen[-2:] = level.seen[:, :1] = level.seen[:, -2:] = False
+        return Prepared([level], self.valid[cut[1:]], None)
+
 
 @dataclass(frozen=True)
 class HornSchunck:
@@ -219,6 +228,12 @@ class HornSchunck:
             surface), all float32; `chip` (width over which the vector is a mean [px, 0 where there is none]) and
             `flag` (`ogive.flags`), both uint16.
         """
+        return self.judged(first, second, self.field(first, second))
+
+    # --- the field ---
+
+    def field(self, first: Prepared, second: Prepared) -> Planes:
+        """Displacements of all pixels of the windows (2, h + 2, w + 2), `_flow_field.RIM` px more on each side."""
         flow = self._first_guess(first, second)
         for k in range(self.levels - 1, -1, -1):
             if k < self.levels - 1:
@@ -227,9 +242,7 @@ class HornSchunck:
         if self.median:
             inner = slice(self._spare - self.median // 2, self.median // 2 - self._spare)
             flow[:, inner, inner] = median_filter(flow[:, inner, inner], (1, self.median, self.median))
-        return self._judged(first, second, flow)
-
-    # --- the field ---
+        return flow
 
     def _relaxed(self, one: Level, two: Level, flow: Planes, k: int) -> Planes:
         """The field after all steps at level k."""
@@ -237,7 +250,7 @@ class HornSchunck:
         omegas, before = solver.accelerations(STEPS), flow.copy()
         for done in range(0, STEPS, EVERY):
             solver.linearise(
-                one.planes, one.rise, one.known, two.planes, two.seen, flow, self._limit(k), self._fall,
+                one.planes, one.rise, one.known, two.planes, two.seen, flow, self.limit(k), self.fall,
                 self._alpha(k), system,
             )  # fmt: skip
             flow, before = solver.relax(flow, before, system, omegas[done : done + EVERY])
@@ -256,13 +269,13 @@ class HornSchunck:
 
     # --- judgement ---
 
-    def _judged(self, first: Prepared, second: Prepared, flow: Planes) -> dict[str, NDArray[Any]]:
+    def judged(self, first: Prepared, second: Prepared, flow: Planes) -> dict[str, NDArray[Any]]:
         """The answers of the cells, with their errors and flags."""
         halo, step, chip, one, two = self.halo(), self.step, self.chip, first.levels[0], second.levels[0]
         shape = ((first.valid.shape[0] - 2 * halo) // step, (first.valid.shape[1] - 2 * halo) // step)
         corner = halo + (step - chip) // 2
         planes = judge.evidence(
-            one.planes, one.rise, one.known, two.planes, two.seen, flow, self._limit(0), self._fall, self._spare
+            one.planes, one.rise, one.known, two.planes, two.seen, flow, self.limit(0), self.fall, self._spare
         )  # fmt: skip
         sums = judge.windows(planes, corner, step, chip, judge.BLOCK, shape)
         vectors = judge.centres(flow, halo, step, shape)
@@ -323,14 +336,16 @@ class HornSchunck:
         return 1 << (self.levels - 1)
 
     @property
-    def _fall(self) -> np.float32:
+    def fall(self) -> np.float32:
+        """How fast the weight of a pixel falls with its squared residual."""
         return np.float32(0.5 / self.softness**2)
 
     def _alpha(self, k: int) -> np.float32:
         # Coarse pixels are few: what holds them together must not hold the glacier to the rock.
         return np.float32(self.smoothness / 2**k)
 
-    def _limit(self, k: int) -> np.float32:
+    def limit(self, k: int = 0) -> np.float32:
+        """Largest displacement that is followed, in pixels of level k."""
         return np.float32((self.search + BEYOND) / 2**k)
 
 

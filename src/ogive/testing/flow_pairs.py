@@ -65,12 +65,14 @@ class FlowPair:
     scored: NDArray[np.bool_]
 
 
-def flow_pair(level: str, seed: int, size: int = 256, *, texture: NDArray[Any] | None = None) -> FlowPair:
+def flow_pair(
+    level: str | Level, seed: int, size: int = 256, *, texture: NDArray[Any] | None = None, fastest: float = FASTEST
+) -> FlowPair:
     """One pair, the same for the same arguments.
 
     Parameters
     ----------
-    level : {"easy", "glacier", "annual"}
+    level : {"easy", "glacier", "annual"} or Level
     seed : int
         Seed of flow, texture, light and noise.
     size : int
@@ -78,6 +80,8 @@ def flow_pair(level: str, seed: int, size: int = 256, *, texture: NDArray[Any] |
     texture : (rows, columns) array, optional
         A real image whose pixels serve as half pixels of the ice, at least `2 (size + 48)` wide; else the ice is made
         of fractal noise, foliation, ogives and boulders.
+    fastest : float
+        Largest displacement [px].
 
     Raises
     ------
@@ -91,12 +95,13 @@ def flow_pair(level: str, seed: int, size: int = 256, *, texture: NDArray[Any] |
     >>> pair.image1.shape, bool(3 < np.hypot(dy, dx).max() <= 4)
     ((48, 48), True)
     """
-    if level not in LEVELS:
+    if isinstance(level, str) and level not in LEVELS:
         raise ParameterError("level", rule=f"must be one of {', '.join(LEVELS)}", value=repr(level))
-    what, rng, n = LEVELS[level], np.random.default_rng(seed), size + 2 * MARGIN
+    what = LEVELS[level] if isinstance(level, str) else level
+    rng, n = np.random.default_rng(seed), size + 2 * MARGIN
     if texture is not None and min(texture.shape) < 2 * n:
         raise ParameterError("texture", rule=f"must be at least {2 * n} px wide", value=texture.shape)
-    valley = _Valley.random(rng, n, size / 2)
+    valley = _Valley.random(rng, n, size / 2, fastest)
     y, x = np.mgrid[-MARGIN : size + MARGIN, -MARGIN : size + MARGIN].astype(np.float64)
     sun1 = rng.uniform(2.2, 3.2), math.radians(rng.uniform(40, 60))
     sun2 = tuple(angle + rng.uniform(-1, 1) * most for angle, most in zip(sun1, (what.azimuth, what.elevation)))
@@ -144,12 +149,12 @@ class _Valley:
     fastest: float
 
     @classmethod
-    def random(cls, rng: np.random.Generator, width: int, centre: float) -> "_Valley":
+    def random(cls, rng: np.random.Generator, width: int, centre: float, fastest: float) -> "_Valley":
         return cls(
             width, centre, angle=rng.uniform(0, 2 * np.pi), curve=rng.uniform(-0.35, 0.35),
             offset=rng.uniform(-0.08, 0.08), half=rng.uniform(0.22, 0.36), widening=rng.uniform(-0.2, 0.2),
             plug=rng.uniform(3, 8), wave=rng.uniform(-0.35, 0.35), waves=rng.uniform(0.5, 1.2),
-            phase=rng.uniform(0, 1), fastest=FASTEST * rng.uniform(0.8, 1.0),
+            phase=rng.uniform(0, 1), fastest=fastest * rng.uniform(0.8, 1.0),
         )  # fmt: skip
 
     def along(self, y: ArrayLike, x: ArrayLike) -> tuple[Floats, Floats]:

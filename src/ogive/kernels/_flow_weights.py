@@ -1,0 +1,140 @@
+"""Weights of the learned matchers: named, checked against their card, loaded once in a process.
+
+A network is three files beside each other: `NAME.json`, the card, says how it was made, what it reaches and which
+checksums the others have; `NAME.onnx` runs in ONNX Runtime, `NAME.safetensors` in PyTorch. Nothing is ever downloaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OgiveError, ParameterError
+
+MODELS = Path(__file__).parents[1] / "models"
+"""Where the shipped ones are."""
+SUFFIXES = {"onnx": ".onnx", "torch": ".safetensors"}
+"""The file of each backend."""
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a kernel must know of its network.
+
+    Parameters
+    ----------
+    path : Path
+        The card itself.
+    kernel : str
+        Whose network it is.
+    passes : int
+        How often it is run.
+    reach : int
+        Cells on each side that an answer depends on.
+    spread : float
+        What its errors are multiplied by: error of a vector by the network's own guess, on pairs it was not trained on.
+    sha256 : tuple of (str, str)
+        Checksum of each file, by its suffix.
+    """
+
+    path: Path
+    kernel: str
+    passes: int
+    reach: int
+    spread: float
+    sha256: tuple[tuple[str, str], ...]
+
+
+@lru_cache
+def card(weights: str, kernel: str) -> Card:
+    """The card of a shipped network, by name, or of one's own, by the path of its card.
+
+    Raises
+    ------
+    ParameterError
+        There is none, or it belongs to another kernel.
+
+    Examples
+    --------
+    >>> card("flow-net-1", "flow_net").kernel
+    'flow_net'
+    """
+    path = Path(weights) if weights.endswith(".json") else MODELS / f"{weights}.json"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in MODELS.glob("*.json")))
+        raise ParameterError("weights", rule=f"must be one of {shipped}, or the path of a card (.json)", value=weights)
+    about = json.loads(path.read_text())
+    if about.get("kernel") != kernel:
+        raise ParameterError("weights", rule=f"must be those of {kernel}", value=f"{weights}: {about.get('kernel')}")
+    return Card(
+        path, kernel, int(about["passes"]), int(about["reach"]), float(about["spread"]),
+        tuple(sorted(about["sha256"].items())),
+    )  # fmt: skip
+
+
+def network(card: Card, backend: str) -> Network:
+    """The network as a function of an array (channels, h, w), loaded once for all threads of a process.
+
+    Raises
+    ------
+    OgiveError
+        A package is missing, or the file is not the one that the card describes.
+    """
+    return _loaded(card.path.with_suffix(SUFFIXES[backend]), dict(card.sha256)[SUFFIXES[backend]], backend)
+
+
+@lru_cache
+def _loaded(path: Path, sha256: str, backend: str) -> Network:
+    made = _in_onnx if backend == "onnx" else _in_torch
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise OgiveError(
+            str(path), rule=f"must have the checksum of its card, sha256 {sha256[:12]}...", value=f"{found[:12]}...",
+            fix="install ogive anew, or train the network again",
+        )  # fmt: skip
+    return made(content)
+
+
+def _in_onnx(content: bytes) -> Network:
+    runtime = required("onnxruntime", "flow")
+    options = runtime.SessionOptions()
+    # One task is one thread: Dask has the others.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(session.run(None, {"volume": seen[None]})[0][0], np.float32)
+
+    return run
+
+
+def _in_torch(content: bytes) -> Network:
+    for name in ("torch", "safetensors"):
+        required(name, "torch")
+    from ..learn.files import read
+
+    return read(content)
+
+
+def required(package: str, extra: str) -> Any:
+    """An optional package.
+
+    Raises
+    ------
+    OgiveError
+        It is not installed; with the line that installs it.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        fix = f"pip install 'ogive[{extra}]'"
+        raise OgiveError(f"learned matching: {package}", rule="is needed, and is not installed", fix=fix) from None
