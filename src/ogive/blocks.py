@@ -188,7 +188,7 @@ def map_overlapping(
     height, width = (n * blocks.step for n in blocks.cells)
     image, mask = (cube[name].variable[:, :height, :width] for name in ("image", "mask"))
     arguments: list[Any] = [batches, "b", numbers[0], "b", numbers[1], "y", numbers[2], "x"]
-    source: Any = _Windows(image, mask)
+    source: Any = Windows(image, mask)
     if image.chunks is not None:  # asking for .data would read a lazily indexed cube
         source = None
         for variable, outside in ((image, np.nan), (mask, quality.NO_DATA)):
@@ -218,7 +218,7 @@ def _get(block: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
     return block[name]
 
 
-class _Windows:
+class Windows:
     """Windows of a lazily indexed (or in-memory) cube, filled with "no data" beyond its edges."""
 
     def __init__(self, image: xr.Variable, mask: xr.Variable) -> None:

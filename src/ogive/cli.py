@@ -280,6 +280,52 @@ def train(
     _show(f"Trained: kernel flow_net, weights {path}", table, as_json)
 
 
+@app.command()
+def finetune(
+    path: RunFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Name of the new network: NAME.json and its files.")],
+    weights: Annotated[
+        str | None, typer.Option(help="What to start from: a shipped network, or a card; default: the run file's.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="At most so many steps.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of tiles, samples and their order.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same line goes on [minutes].")] = None,
+    device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fit the learned matcher to the scenes of a run, whose motion need not be known; what is worse is not kept."""
+    from . import run as runs
+    from .kernels import FlowNet
+    from .kernels._flow_weights import required
+    from .pairs import make_pairs
+
+    for package in ("torch", "safetensors", "onnx", "onnxruntime"):
+        required(package, "train")
+    from .learn.finetune import Tuning
+    from .learn.finetune import finetune as learn
+
+    config = runs.load(path)
+    kernel, (cube, _) = config.make_kernel(), runs.prepare(config)
+    limit = float("inf") if minutes is None else minutes
+    if not isinstance(kernel, FlowNet):
+        kernel = FlowNet()
+    said = Console(stderr=True, soft_wrap=True).print
+    tuned = learn(
+        cube, make_pairs(cube, runs.pair_rules(config.pairs)), output, weights=weights or kernel.weights,
+        tuning=Tuning(steps=steps, seed=seed, search=kernel.search), minutes=limit, device=device,
+        report=lambda line: said(line, highlight=False),
+    )  # fmt: skip
+    if tuned is None:
+        said(f"not done yet: the same line goes on from {output}.checkpoint", highlight=False)
+        return
+    rows = [
+        {"weights": name, "step": s["step"], "closure median": s["median"], "closure rms": s["rms"]}
+        | {f"bias {level}": bias for level, bias in s["bias"].items()}
+        for name, s in (("before", tuned.before), ("after", tuned.after))
+    ]
+    _show(f"Kernel flow_net, weights {tuned.weights}", pd.DataFrame(rows), as_json)
+
+
 def _finish(result: Any, as_json: bool, names: tuple[str, ...]) -> None:
     if as_json:
         sys.stdout.write(result.to_json() + "\n")

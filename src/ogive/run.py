@@ -219,6 +219,7 @@ def _exists(path: Path) -> bool:
 _PATHS: dict[str, tuple[str, ...]] = {
     "": ("output", "background"),
     "search": ("source", "aoi", "outlines", "files"),
+    "kernel": ("weights",),
     "stable": ("ice", "rock", "water", "dem"),
 }
 

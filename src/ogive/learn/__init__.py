@@ -1,6 +1,6 @@
 """Learning: training sets of image tiles with the displacements that a kernel found, and training of the matchers.
 
-The modules `train`, `nets` and `samples` need `pip install 'ogive[train]'`; nothing here loads them.
+Its modules `train` and `finetune` need `pip install 'ogive[train]'`; nothing here loads PyTorch.
 """
 
 from ._sources import TileSource

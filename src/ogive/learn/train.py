@@ -110,7 +110,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = _rate(recipe, done)
         optimiser.zero_grad()
-        loss, errors = _loss(net, _batch(recipe, done), recipe.passes, device)
+        loss, errors = supervised(net, batch(recipe, done), recipe.passes, device)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
@@ -130,7 +130,7 @@ def _chapter(seed: int, chapter: int, samples: int, size: int) -> list[Sample]:
     return [sample((seed, chapter, k), size) for k in range(samples)]
 
 
-def _batch(recipe: Recipe, step: int) -> list[Sample]:
+def batch(recipe: Recipe, step: int) -> list[Sample]:
     """The samples of a step: those of its chapter in an order of their own for each repeat."""
     chapter, k = divmod(step, recipe.chapter * recipe.repeats // recipe.batch)
     samples = _chapter(recipe.seed, chapter, recipe.chapter, recipe.size)
@@ -139,7 +139,7 @@ def _batch(recipe: Recipe, step: int) -> list[Sample]:
     return [samples[i] for i in order[k * recipe.batch : (k + 1) * recipe.batch]]
 
 
-def _loss(net: FlowNetwork, samples: list[Sample], passes: int, device: str) -> tuple[Tensor, list[float]]:
+def supervised(net: FlowNetwork, samples: list[Sample], passes: int, device: str) -> tuple[Tensor, list[float]]:
     """What is minimised, the last pass counting most; and the mean error before and after each pass [px].
 
     Of the field: the length of its error. Of the network's guess b at this error: the likelihood of Laplace's
