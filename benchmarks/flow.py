@@ -31,7 +31,11 @@ MATCHERS: dict[str, Callable[[], Kernel]] = {
     "hs_reference": lambda: KERNELS["hs_reference"](search=6),
     "hs_robust": lambda: KERNELS["hs_robust"](search=6),
     "flow_net": lambda: KERNELS["flow_net"](search=6),
+    "raft": lambda: KERNELS["raft"](search=6),
+    "raft_alone": lambda: KERNELS["raft"](search=6, finish=False),
 }
+OTHERWISE = {"raft_alone": {"name": "raft", "finish": False}}
+"""What stands in a run file, where the matcher's name alone does not."""
 SEEDS = range(1, 9)
 """None of them was looked at while parameters were chosen."""
 TARGETS = {"easy": 0.07, "glacier": 0.20, "annual": 0.30}
@@ -133,7 +137,7 @@ def demo_glacier() -> Table:
         path = Path(folder) / "run.yaml"
         path.write_text(demo.run_file(world))
         for name in MATCHERS:
-            kernel = {"name": name, "search": 12 if name != "hs_reference" else 6}
+            kernel = {"name": name, "search": 12 if name != "hs_reference" else 6, **OTHERWISE.get(name, {})}
             config = run.load(path).model_copy(
                 update={"kernel": kernel, "invert": None, "filters": {}, "output": str(Path(folder) / name)}
             )
@@ -162,7 +166,8 @@ def yahtse() -> Table:
         config = run.load(Path(name) / "docs/yahtse.yaml")
         for matcher in MATCHERS:
             search = 24 if matcher != "hs_reference" else 6
-            kernel = {"name": matcher, "search": search, **({"min_correlation": 0.35} if matcher == "ncc" else {})}
+            more = {"min_correlation": 0.35} if matcher == "ncc" else OTHERWISE.get(matcher, {})
+            kernel = {"name": matcher, "search": search, **more}
             done = run.run(
                 config.model_copy(update={"kernel": kernel, "output": str(Path(name) / matcher), "filters": {}}),
                 progress=False,

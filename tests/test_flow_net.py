@@ -254,6 +254,28 @@ def test_a_store_says_which_weights_made_it(moving) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ("{", "holds what cannot be understood"),
+        ("[]", "holds what cannot be understood"),
+        ('{"kernel": "flow_net"}', "holds what cannot be understood"),
+        ('{"kernel": "oracle"}', "must be those of flow_net"),
+        ({"passes": 1000000}, "must have figures up to 100 on their card"),
+        ({"spread": float("nan")}, "must have figures up to 100 on their card"),
+        ({"reach": "far"}, "holds what cannot be understood"),
+        ({"sha256": {}}, "holds what cannot be understood"),
+    ],
+)
+def test_a_spoiled_card_is_refused(tmp_path, spoiled, message) -> None:
+    path = tmp_path / "spoiled.json"
+    if isinstance(spoiled, dict):
+        spoiled = json.dumps(json.loads((_flow_weights.MODELS / "flow-net-1.json").read_text()) | spoiled)
+    path.write_text(spoiled)
+    with pytest.raises(ParameterError, match=message):
+        FlowNet(weights=str(path))
+
+
+@pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"search": 0}, "search: must be a whole number, at least 1"),
@@ -327,5 +349,5 @@ def test_a_trained_network_is_a_kernel(tmp_path, monkeypatch) -> None:
 
 
 def test_a_network_that_nobody_wrote_is_refused() -> None:
-    with pytest.raises(ParameterError, match="net: must be flow_net"):
+    with pytest.raises(ParameterError, match="net: must be one of flow_net, raft"):
         learn.Recipe(net="oracle")

@@ -250,9 +250,9 @@ def export(
 @app.command()
 def train(
     folder: Annotated[Path, typer.Argument(help="Where to put the checkpoint and the trained network.")],
-    net: Annotated[str, typer.Option(help="Which network: flow_net.")] = "flow_net",
+    net: Annotated[str, typer.Option(help="Which network: flow_net or raft.")] = "flow_net",
     seed: Annotated[int, typer.Option(help="Seed of weights, samples and their order.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 1600,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser; else the shipped network's.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same line goes on [minutes].")] = None,
     device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
     name: Annotated[str, typer.Option(help="Name of the trained network.")] = "flow-net",
@@ -264,10 +264,10 @@ def train(
     for package in ("torch", "safetensors", "onnx", "onnxruntime"):
         required(package, "train")
     from .learn.card import publish
-    from .learn.train import Recipe
+    from .learn.train import recipe_of
     from .learn.train import train as learn
 
-    recipe = Recipe(net=net, seed=seed, steps=steps)
+    recipe = recipe_of(net, seed=seed, **({} if steps is None else {"steps": steps}))
     limit = float("inf") if minutes is None else minutes
     said = Console(stderr=True, soft_wrap=True).print
     trained = learn(recipe, folder, minutes=limit, device=device, report=lambda line: said(line, highlight=False))
@@ -277,7 +277,7 @@ def train(
     path = publish(trained, recipe, folder / name)
     scores = json.loads(path.read_text())["scores"]
     table = pd.DataFrame([{"level": level, **figures} for level, figures in scores.items()])
-    _show(f"Trained: kernel flow_net, weights {path}", table, as_json)
+    _show(f"Trained: kernel {net}, weights {path}", table, as_json)
 
 
 @app.command()

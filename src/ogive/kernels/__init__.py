@@ -20,6 +20,7 @@ from .flow_net import FlowNet
 from .ncc import GRADIENT, NCC
 from .orientation import OrientationCorrelation
 from .phase import PhaseCorrelation
+from .raft import Raft
 
 Displacements = dict[str, NDArray[Any]]
 """What `match` returns, each (ny, nx): `dy`, `dx` [px; NaN where invalid], `dy_error`, `dx_error` [px, 1 sigma; NaN
@@ -157,6 +158,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "hs_robust": HornSchunck,
     "hs_reference": HornSchunckReference,
     "flow_net": FlowNet,
+    "raft": Raft,
 }
 """Kernels by the name they have in a run file."""
 
@@ -174,4 +176,5 @@ __all__ = [
     "Kernel",
     "OrientationCorrelation",
     "PhaseCorrelation",
+    "Raft",
 ]

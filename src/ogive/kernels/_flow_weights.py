@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._trust import understood
 from ..errors import OgiveError, ParameterError
 
 MODELS = Path(__file__).parents[1] / "models"
 """Where the shipped ones are."""
+MOST = 100
+"""A card that says more is none; a wrong number must not make a run endless."""
 SUFFIXES = {"onnx": ".onnx", "torch": ".safetensors"}
 """The file of each backend."""
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Network = Callable[..., Any]
+"""Of arrays (channels, h, w); a list of answers, or the only one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def card(weights: str, kernel: str) -> Card:
     Raises
     ------
     ParameterError
-        There is none, or it belongs to another kernel.
+        There is none, it belongs to another kernel, or it is no card.
 
     Examples
     --------
@@ -69,15 +73,22 @@ def card(weights: str, kernel: str) -> Card:
     """
     path = Path(weights) if weights.endswith(".json") else MODELS / f"{weights}.json"
     if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in MODELS.glob("*.json")))
+        shipped = ", ".join(sorted(p.stem for p in MODELS.glob(f"{kernel.replace('_', '-')}-*.json")))
         raise ParameterError("weights", rule=f"must be one of {shipped}, or the path of a card (.json)", value=weights)
-    about = json.loads(path.read_text())
-    if about.get("kernel") != kernel:
-        raise ParameterError("weights", rule=f"must be those of {kernel}", value=f"{weights}: {about.get('kernel')}")
-    return Card(
-        path, kernel, int(about["passes"]), int(about["reach"]), float(about["spread"]),
-        tuple(sorted(about["sha256"].items())),
-    )  # fmt: skip
+    with understood(f"weights {weights}", ParameterError):
+        about = json.loads(path.read_text())
+        if about.get("kernel") != kernel:
+            raise ParameterError(
+                "weights", rule=f"must be those of {kernel}", value=f"{weights}: {about.get('kernel')}"
+            )
+        sums = tuple((suffix, str(about["sha256"][suffix])) for suffix in sorted(SUFFIXES.values()))
+        passes, reach, spread = int(about["passes"]), int(about["reach"]), float(about["spread"])
+    if not (0 < passes <= MOST and 0 <= reach <= MOST and 0 < spread < MOST):
+        told = f"{passes} passes, reach {reach}, spread {spread}"
+        raise ParameterError(
+            "weights", rule=f"must have figures up to {MOST} on their card", value=f"{weights}: {told}"
+        )
+    return Card(path, kernel, passes, reach, spread, sums)
 
 
 def network(card: Card, backend: str) -> Network:
@@ -109,12 +120,27 @@ def _in_onnx(content: bytes) -> Network:
     options = runtime.SessionOptions()
     # One task is one thread: Dask has the others.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return Graph(runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
 
-    def run(seen: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(session.run(None, {"volume": seen[None]})[0][0], np.float32)
 
-    return run
+class Graph:
+    """A network in ONNX Runtime.
+
+    Attributes
+    ----------
+    channels : list of int
+        Of each array that it is given.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session, places = session, session.get_inputs()
+        self._names, self.channels = [place.name for place in places], [place.shape[1] for place in places]
+
+    def __call__(self, *seen: NDArray[np.float32]) -> Any:
+        """Its answers to arrays (channels, h, w)."""
+        answers = self._session.run(None, {name: a[None] for name, a in zip(self._names, seen, strict=True)})
+        found = [np.asarray(answer[0], np.float32) for answer in answers]
+        return found if len(found) > 1 else found[0]
 
 
 def _in_torch(content: bytes) -> Network:

@@ -238,13 +238,13 @@ class HornSchunck:
         for k in range(self.levels - 1, -1, -1):
             if k < self.levels - 1:
                 flow = field.doubled(flow)
-            flow = self._relaxed(first.levels[k], second.levels[k], flow, k)
+            flow = self.relaxed(first.levels[k], second.levels[k], flow, k)
         if self.median:
             inner = slice(self._spare - self.median // 2, self.median // 2 - self._spare)
             flow[:, inner, inner] = median_filter(flow[:, inner, inner], (1, self.median, self.median))
         return flow
 
-    def _relaxed(self, one: Level, two: Level, flow: Planes, k: int) -> Planes:
+    def relaxed(self, one: Level, two: Level, flow: Planes, k: int) -> Planes:
         """The field after all steps at level k."""
         system = np.empty((5, *one.known.shape), np.float32)
         omegas, before = solver.accelerations(STEPS), flow.copy()

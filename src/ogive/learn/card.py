@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import FlowNet
+from ..kernels import KERNELS
 from ..testing.flow_pairs import LEVELS, flow_pair
 from ..testing.flow_scores import figures
-from .files import write
-from .nets import FlowNetwork, reach
 from .samples import FIRST_SEED
-from .train import Recipe
+from .train import TASKS, Recipe
 
 SEEDS = range(100, 108)
 """Pairs of the card's scores: neither the samples of training nor the pairs of the benchmark."""
@@ -27,15 +25,16 @@ DATA = (
 )
 
 
-def publish(net: FlowNetwork, recipe: Recipe, stem: Path) -> Path:
+def publish(net: Any, recipe: Recipe, stem: Path) -> Path:
     """Write STEM.safetensors, STEM.onnx and STEM.json; returns the path of the last, the card.
 
     The factor of the errors is fitted here, on pairs that were not trained on: one number for the network.
     """
+    task = TASKS[recipe.net]
     command = f"ogive train FOLDER --net {recipe.net} --seed {recipe.seed} --steps {recipe.steps} --name {stem.name}"
     made = {
-        "name": stem.name, "kernel": recipe.net, "passes": recipe.passes, "reach": reach(net.apart), "spread": 1.0,
-        "sha256": write(net, stem), "licence": "BSD-3-Clause",
+        "name": stem.name, "kernel": recipe.net, "passes": recipe.passes, "reach": task.reach(net), "spread": 1.0,
+        "sha256": task.write(net, stem), "licence": "BSD-3-Clause",
         "command": command, "recipe": asdict(recipe), "data": DATA,
         "made with": {name: version(name) for name in ("ogive", "torch", "numpy", "numba", "scipy", "onnx")}
         | {"python": platform.python_version(), "machine": platform.machine()},
@@ -44,9 +43,9 @@ def publish(net: FlowNetwork, recipe: Recipe, stem: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         # Cards are read once in a process: the one without a fitted factor must have another path.
         plain = Path(folder) / "plain.json"
-        write(net, plain.with_suffix(""))
+        task.write(net, plain.with_suffix(""))
         plain.write_text(json.dumps(made))
-        kernel = FlowNet(search=6, weights=str(plain))
+        kernel = KERNELS[recipe.net](search=6, weights=str(plain), **task.scored)
         scores = {level: figures(kernel, some) for level, some in pairs.items()}
     spread = float(np.exp(np.mean([np.log(score["z"]) for score in scores.values()])))
     table: dict[str, Any] = {}

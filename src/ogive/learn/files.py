@@ -51,7 +51,7 @@ def read(content: bytes) -> Network:
 
 def graph(weights: dict[str, tuple[Tensor, Tensor]], apart: tuple[int, ...]) -> bytes:
     """The network as an ONNX model: `volume` (n, channels, h, w) -> `answer` (n, 4, h, w)."""
-    made = _Graph(weights)
+    made = Graph(weights)
     end = answer(made, "volume", apart)
     onnx, h = made.onnx, made.onnx.helper
     nodes = [*made.nodes, h.make_node("Identity", [end], ["answer"])]
@@ -66,14 +66,14 @@ def graph(weights: dict[str, tuple[Tensor, Tensor]], apart: tuple[int, ...]) -> 
     return content
 
 
-class _Graph:
+class Graph:
     """Operations that are written down."""
 
     def __init__(self, weights: dict[str, tuple[Tensor, Tensor]]) -> None:
         self.onnx = required("onnx", "train")
         self.weights, self.nodes, self.constants = weights, list[Any](), list[Any]()
 
-    def _node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+    def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         name = f"{kind.lower()}{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], **attributes))
         return name
@@ -83,12 +83,12 @@ class _Graph:
         for part, tensor in zip("wb", self.weights[name]):
             self.constants.append(self.onnx.numpy_helper.from_array(tensor.numpy(), f"{name}.{part}"))
         spread = {"dilations": [apart] * 2, "pads": [apart] * 4, "kernel_shape": [3, 3]}
-        return self._node("Conv", [x, f"{name}.w", f"{name}.b"], **spread)
+        return self.node("Conv", [x, f"{name}.w", f"{name}.b"], **spread)
 
     def relu(self, x: str) -> str:
         """Zero where x is negative."""
-        return self._node("Relu", [x])
+        return self.node("Relu", [x])
 
     def add(self, x: str, y: str) -> str:
         """The sum."""
-        return self._node("Add", [x, y])
+        return self.node("Add", [x, y])

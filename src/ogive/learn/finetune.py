@@ -261,8 +261,9 @@ def _positions(names: Sequence[str] | None, ids: list[str]) -> list[int] | None:
 def loaded(about: Card) -> tuple[FlowNetwork, Recipe]:
     """A network as it can be trained, and the recipe that it was made by."""
     network(about, "torch")  # whose checksum this is
-    recipe = json.loads(about.path.read_text())["recipe"]
-    recipe = Recipe(**(recipe | {"apart": tuple(recipe["apart"])}))
+    told = json.loads(about.path.read_text())["recipe"]
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
+    recipe = Recipe(**settings)
     net, arrays = FlowNetwork(recipe.width, recipe.apart), load_file(about.path.with_suffix(SUFFIXES["torch"]))
     with torch.no_grad():
         for name, p in net.named_parameters():

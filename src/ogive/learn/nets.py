@@ -154,12 +154,12 @@ class Plain:
 class Convolution(nn.Module):
     """The weights of a convolution that knows no direction."""
 
-    def __init__(self, into: Kind, out: Kind, *, zero: bool = False) -> None:
+    def __init__(self, into: Kind, out: Kind, *, wide: int = 3, zero: bool = False) -> None:
         super().__init__()
         self.into, self.out = into, out
         # The mean over eight independent weights is smaller than each.
-        deviation = 0.0 if zero else (2 * 8 / (9 * len(into))) ** 0.5
-        self.weight = nn.Parameter(deviation * torch.randn(len(out), len(into), 3, 3))
+        deviation = 0.0 if zero else (2 * 8 / (wide**2 * len(into))) ** 0.5
+        self.weight = nn.Parameter(deviation * torch.randn(len(out), len(into), wide, wide))
         self.bias = nn.Parameter(torch.zeros(len(out), 1, 1, 1))
 
     def forward(self) -> tuple[Tensor, Tensor]:

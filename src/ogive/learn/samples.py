@@ -32,8 +32,8 @@ class Sample(NamedTuple):
     weight: Planes
 
 
-def sample(seed: tuple[int, ...], size: int) -> Sample:
-    """One sample of so many pixels, the same for the same seed.
+def sample(seed: tuple[int, ...], size: int, rough: tuple[float, float] = (0.0, 2.6)) -> Sample:
+    """One sample of so many pixels, the same for the same seed; `rough` as in `train.Recipe`.
 
     Ice that both images show weighs most, then rock and what is under snow, then what is masked.
 
@@ -44,7 +44,7 @@ def sample(seed: tuple[int, ...], size: int) -> Sample:
     ((2, 98, 98), (2, 24, 24))
     """
     rng = np.random.default_rng(seed)
-    texture = _texture(rng, 2 * (size + 2 * flow_pairs.MARGIN)) if rng.random() < 0.5 else None
+    texture = _texture(rng, 2 * (size + 2 * flow_pairs.MARGIN), rough) if rng.random() < 0.5 else None
     pair = flow_pairs.flow_pair(
         _level(rng), int(rng.integers(FIRST_SEED, 1 << 60)), size, texture=texture, fastest=rng.uniform(1.5, 5.5)
     )
@@ -74,9 +74,9 @@ def _level(rng: np.random.Generator) -> flow_pairs.Level:
     )  # fmt: skip
 
 
-def _texture(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+def _texture(rng: np.random.Generator, n: int, rough: tuple[float, float]) -> NDArray[np.float64]:
     """Ground of another kind than that of `flow_pairs`: noise, ridges, plains with edges; strong here, faint there."""
-    power, kind = rng.uniform(0, 2.6), rng.integers(3)
+    power, kind = rng.uniform(*rough), rng.integers(3)
     ground = flow_pairs.noise(rng, n, power, low=4)
     if kind == 1:
         long = {"stretch": rng.uniform(1, 4), "angle": rng.uniform(0, np.pi)}

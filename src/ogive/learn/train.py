@@ -6,19 +6,20 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ..errors import OgiveError, ParameterError
 from ..kernels._flow_field import RIM, spread
 from ..kernels._flow_volume import CELL, volume
-from .nets import FlowNetwork
+from . import files, raft, raft_files
+from .nets import FlowNetwork, reach
 from .samples import START, Sample, sample
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,7 +36,7 @@ class Recipe:
 
     Parameters
     ----------
-    net : {"flow_net"}
+    net : {"flow_net", "raft"}
         What is trained.
     seed : int
         Seed of weights, samples and their order.
@@ -50,9 +51,11 @@ class Recipe:
     width : int
         Hidden channels, a multiple of 8.
     apart : tuple of int
-        Distance of the cells in the convolutions of each block.
+        Distance of the cells in the convolutions of each block; of `flow_net` alone.
     size : int
         Width of a sample [px].
+    rough : (float, float)
+        Range of the exponents of the spectrum of textures of the second kind: 0 is white noise.
     """
 
     net: str = "flow_net"
@@ -66,17 +69,45 @@ class Recipe:
     width: int = 64
     apart: tuple[int, ...] = (1, 2, 2)
     size: int = 192
+    rough: tuple[float, float] = (0.0, 2.6)
 
     def __post_init__(self) -> None:
-        if self.net != "flow_net":
-            raise ParameterError("net", rule="must be flow_net", value=repr(self.net))
+        if self.net not in TASKS:
+            raise ParameterError("net", rule=f"must be one of {', '.join(TASKS)}", value=repr(self.net))
         if self.chapter * self.repeats % self.batch:
             raise ParameterError("batch", rule="must divide chapter times repeats", value=self.batch)
 
 
+class Task(NamedTuple):
+    """What training must know of a network."""
+
+    build: Callable[[Recipe], Any]
+    loss: Callable[..., tuple[Tensor, list[float]]]
+    """Of network, samples, passes, device and random numbers: what is minimised, and mean errors to report [px]."""
+    write: Callable[[Any, Path], dict[str, str]]
+    """Puts a network into files that begin like the path; returns their checksums by suffix."""
+    reach: Callable[[Any], int]
+    """Cells on each side that an answer depends on."""
+    recipe: dict[str, Any]
+    """Where its recipe differs from the others'."""
+    scored: dict[str, Any]
+    """Parameters of the kernel in the scores of its card."""
+
+
+def recipe_of(net: str, **changes: Any) -> Recipe:
+    """The recipe of a shipped network, with changes.
+
+    Examples
+    --------
+    >>> recipe_of("raft", seed=3).passes
+    6
+    """
+    return Recipe(net=net, **{**(TASKS[net].recipe if net in TASKS else {}), **changes})
+
+
 def train(
     recipe: Recipe, folder: Path, *, minutes: float = np.inf, device: str = "cpu", report: Callable[[str], Any] = print
-) -> FlowNetwork | None:
+) -> Any:
     """Train for so long, from where the folder's checkpoint stands; returns the network when all steps are done.
 
     Parameters
@@ -98,7 +129,8 @@ def train(
     """
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
-    net = FlowNetwork(recipe.width, recipe.apart).to(device)
+    task = TASKS[recipe.net]
+    net = task.build(recipe).to(device)
     optimiser = AdamW(net.parameters(), recipe.rate, weight_decay=1e-3)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
@@ -110,7 +142,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = _rate(recipe, done)
         optimiser.zero_grad()
-        loss, errors = supervised(net, batch(recipe, done), recipe.passes, device)
+        rng = np.random.default_rng((recipe.seed, done, 1))
+        loss, errors = task.loss(net, batch(recipe, done), recipe.passes, device, rng)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
@@ -126,20 +159,22 @@ def train(
 
 
 @lru_cache(maxsize=1)
-def _chapter(seed: int, chapter: int, samples: int, size: int) -> list[Sample]:
-    return [sample((seed, chapter, k), size) for k in range(samples)]
+def _chapter(seed: int, chapter: int, samples: int, size: int, rough: tuple[float, float]) -> list[Sample]:
+    return [sample((seed, chapter, k), size, rough) for k in range(samples)]
 
 
 def batch(recipe: Recipe, step: int) -> list[Sample]:
     """The samples of a step: those of its chapter in an order of their own for each repeat."""
     chapter, k = divmod(step, recipe.chapter * recipe.repeats // recipe.batch)
-    samples = _chapter(recipe.seed, chapter, recipe.chapter, recipe.size)
+    samples = _chapter(recipe.seed, chapter, recipe.chapter, recipe.size, recipe.rough)
     rng = np.random.default_rng((recipe.seed, chapter))
     order = np.concatenate([rng.permutation(recipe.chapter) for _ in range(recipe.repeats)])
     return [samples[i] for i in order[k * recipe.batch : (k + 1) * recipe.batch]]
 
 
-def supervised(net: FlowNetwork, samples: list[Sample], passes: int, device: str) -> tuple[Tensor, list[float]]:
+def supervised(
+    net: FlowNetwork, samples: list[Sample], passes: int, device: str, rng: np.random.Generator | None = None
+) -> tuple[Tensor, list[float]]:
     """What is minimised, the last pass counting most; and the mean error before and after each pass [px].
 
     Of the field: the length of its error. Of the network's guess b at this error: the likelihood of Laplace's
@@ -177,7 +212,7 @@ def _rate(recipe: Recipe, step: int) -> float:
     return recipe.rate * min(rise, 0.5 * (1 + float(np.cos(np.pi * step / recipe.steps))))
 
 
-def _save(path: Path, recipe: Recipe, net: FlowNetwork, optimiser: AdamW, done: int) -> None:
+def _save(path: Path, recipe: Recipe, net: nn.Module, optimiser: AdamW, done: int) -> None:
     """The whole state, or what was there before."""
     arrays = {name: p.detach() for name, p in net.named_parameters()}
     for name, p in net.named_parameters():
@@ -187,7 +222,7 @@ def _save(path: Path, recipe: Recipe, net: FlowNetwork, optimiser: AdamW, done: 
     part.replace(path)
 
 
-def _resumed(path: Path, recipe: Recipe, net: FlowNetwork, optimiser: AdamW) -> int:
+def _resumed(path: Path, recipe: Recipe, net: nn.Module, optimiser: AdamW) -> int:
     """Steps done, with network and optimiser as they were."""
     with safe_open(path, "pt") as file:
         about = file.metadata()
@@ -202,3 +237,17 @@ def _resumed(path: Path, recipe: Recipe, net: FlowNetwork, optimiser: AdamW) -> 
                     state = {key: file.get_tensor(f"{name}:{key}") for key in MOMENTS}
                     optimiser.state[p] = {key: t if key == "step" else t.to(p.device) for key, t in state.items()}
     return int(about["done"])
+
+
+TASKS = {
+    "flow_net": Task(
+        lambda recipe: FlowNetwork(recipe.width, recipe.apart), supervised, files.write, lambda net: reach(net.apart),
+        {}, {},
+    ),
+    "raft": Task(
+        lambda recipe: raft.Raft(recipe.width), raft.loss, raft_files.write, lambda net: raft.REACH,
+        {"passes": 6, "width": 48, "apart": (), "repeats": 12, "steps": 1000, "rate": 2.5e-3, "rough": (1.2, 2.6)},
+        {"finish": False},
+    ),
+}  # fmt: skip
+"""Networks by their names."""

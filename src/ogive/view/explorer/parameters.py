@@ -31,6 +31,8 @@ _NAMES = {
     "phase": "phase correlation",
     "hs_robust": "dense flow, Horn and Schunck",
     "hs_reference": "dense flow, as published in 2023",
+    "flow_net": "dense flow, corrected by a network",
+    "raft": "RAFT, to compare with",
 }
 _SET_BY_TRACK = ("prior",)
 
