@@ -10,7 +10,10 @@ from matplotlib.patches import Rectangle
 
 import ogive as og
 from ogive import enhance
+from ogive.kernels import KERNELS
 from ogive.kernels._ncc_reference import peak, surface
+from ogive.testing.flow_pairs import flow_pair
+from ogive.testing.flow_scores import EDGE, prepared
 from ogive.testing.glacier import Glacier
 from ogive.testing.itslive import itslive_cube
 from ogive.testing.pairs import truth_pair
@@ -102,6 +105,36 @@ def stale_pairs(folder: Path) -> Figure:
     return figure
 
 
+def flow() -> Figure:
+    """The hardest synthetic glacier: its motion, and how far the vectors of each matcher are off."""
+    pair = flow_pair("annual", 1)
+    n = len(pair.image1) // 8
+    centre = 8 * np.arange(n) + 3.5
+    truth = np.stack(pair.displacement(centre[:, None], centre[None]))
+    inner = np.abs(centre - centre.mean()) < centre.mean() - EDGE
+    ice = pair.scored[4::8, 4::8] & inner[:, None] & inner
+    figure = _figure(7.4, 3.9)
+    axes = figure.subplots(2, 4)
+    for ax, image, title in ((axes[0, 0], pair.image1, "image 1"), (axes[1, 0], pair.image2, "image 2, a year later")):
+        ax.imshow(image, cmap="gray")
+        _bare(ax, title)
+    speed = axes[0, 1].imshow(np.hypot(*truth), cmap="viridis", vmin=0)
+    _bare(axes[0, 1], "true motion")
+    panels = (axes[1, 1], axes[0, 2], axes[1, 2], axes[0, 3], axes[1, 3])
+    for ax, name in zip(panels, ("ncc", "hs_reference", "hs_robust", "raft", "flow_net"), strict=True):
+        kernel = KERNELS[name](search=6)
+        found = kernel.match(prepared(kernel, pair.image1), prepared(kernel, pair.image2))
+        off = np.hypot(found["dy"] - truth[0], found["dx"] - truth[1])
+        ax.set_facecolor("0.75")
+        shown = ax.imshow(np.where(ice, off, np.nan), cmap="magma_r", vmin=0, vmax=1)
+        _bare(ax, name)
+    for where, ax, text in ((speed, axes[:, 0], "motion [px]"), (shown, axes[:, 3], "error of a vector [px]")):
+        bar = figure.colorbar(where, ax=ax, shrink=0.7, location="left" if where is speed else "right")
+        bar.set_label(text, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
 def season() -> Figure:
     """The mean of pairs of one length depends on when in the year they begin."""
     glacier = Glacier()
@@ -122,7 +155,7 @@ def season() -> Figure:
 def write(folder: Path, scratch: Path) -> list[Path]:
     """All figures as PNG files."""
     figures = {"matching": matching(), "inversion": inversion()}
-    figures |= {"stale-pairs": stale_pairs(scratch), "season": season()}
+    figures |= {"stale-pairs": stale_pairs(scratch), "season": season(), "flow": flow()}
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")

@@ -15,6 +15,7 @@ import yaml
 
 from ogive import _read, run, runfile, store
 from ogive.errors import MaskError, OgiveError, PairError, ParameterError, StoreError
+from ogive.kernels import FlowNet
 from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import World, make_world
 from ogive.testing.servers import range_server, stac_server
@@ -162,6 +163,15 @@ def test_relative_paths_start_at_the_run_file(tmp_path: Path, monkeypatch: pytes
     assert config.stable.ice == str(folder / "ice.gpkg")
     # What is not a file there may be a name: it stays as it was written.
     assert (config.search.aoi, config.stable.rock) == ("RGI60-11.01450", "other.gpkg")
+
+
+def test_the_name_of_a_kernel_alone_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("kernel: flow_net\n")
+    assert run.load(path).make_kernel() == FlowNet()
+    path.write_text("kernel: [flow_net]\n")
+    with pytest.raises(ParameterError, match="kernel: "):
+        run.load(path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pystac
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from . import correct, filters, masks, store, summary
 from ._trust import plain_yaml, understood, without_secrets
@@ -99,7 +99,7 @@ class RunConfig(Section):
     cube: CubeSection = CubeSection()
     pairs: dict[str, Any] = Field(default_factory=dict, description="see ogive.PairRules")
     kernel: dict[str, Any] = Field(
-        default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC"
+        default_factory=lambda: {"name": "ncc"}, description="name and parameters, see ogive.NCC, or the name alone"
     )
     stack: str | None = Field(
         None,
@@ -116,6 +116,11 @@ class RunConfig(Section):
     background: str | None = Field(None, description="raster under the map: an image, a hillshade, a DEM")
     cluster: str | None = Field(None, description="scheduler address, local or gateway; empty: threads of this process")
     workers: int | None = Field(None, description="threads or workers; empty: one per core")
+
+    @field_validator("kernel", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
     def make_kernel(self) -> Kernel:
         """The kernel with its parameters.
