@@ -103,6 +103,13 @@ def centres(flow: Planes, first: int, step: int, shape: tuple[int, int]) -> Plan
     return np.asarray(F(0.25) * (rows[:, :, x] + rows[:, :, x + more]), np.float32)
 
 
+def with_errors(found: dict[str, Any], sigma: Planes, first: int, step: int) -> dict[str, Any]:
+    """Vectors with the errors of a network, a field like the displacements, instead of the data's own."""
+    for name, error in zip(("dy", "dx"), centres(sigma, first, step, found["dy"].shape)):
+        found[f"{name}_error"] = np.where(np.isfinite(found[f"{name}_error"]), error, F(np.nan))
+    return found
+
+
 def resolution(sums: Planes, width: int, alpha: np.float32) -> Planes:
     """Effective resolution of vectors [px]: four times the smoothing length sqrt(alpha / j), within two of which lies
     72 % of what makes a vector; j is the data's hold on its weaker direction."""

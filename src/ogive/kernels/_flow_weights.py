@@ -143,6 +143,37 @@ class Graph:
         return found if len(found) > 1 else found[0]
 
 
+Planes = NDArray[np.float32]
+
+
+def patched(
+    run: Callable[..., list[Planes]], planes: list[Planes], reach: int, patch: int, width: int = 1
+) -> list[Planes]:
+    """A network's answers for all cells (of `width` points along y and x) but the outermost `reach`.
+
+    It is run on squares of `patch` cells and those that they depend on, always of the same size: the sums of a runtime
+    may take another order in an array of another shape.
+    """
+    ny, nx = (n // width for n in planes[0].shape[1:])
+    size, out = patch + 2 * reach, list[Planes]()
+    for y in range(0, ny - 2 * reach, patch):
+        for x in range(0, nx - 2 * reach, patch):
+            parts = []
+            for plane in planes:
+                part = plane[:, width * y : width * (y + size), width * x : width * (x + size)]
+                short = [width * size - n for n in part.shape[1:]]
+                parts.append(np.pad(part, ((0, 0), (0, short[0]), (0, short[1]))))
+            answers = run(*parts)
+            if not out:
+                many = [(len(a), a.shape[1] // size) for a in answers]
+                out = [np.empty((c, n * (ny - 2 * reach), n * (nx - 2 * reach)), np.float32) for c, n in many]
+            for whole, answer in zip(out, answers):
+                n = answer.shape[1] // size
+                into = whole[:, n * y : n * (y + patch), n * x : n * (x + patch)]
+                into[:] = answer[:, n * reach :, n * reach :][:, : into.shape[1], : into.shape[2]]
+    return out
+
+
 def _in_torch(content: bytes) -> Network:
     for name in ("torch", "safetensors"):
         required(name, "torch")

@@ -17,14 +17,13 @@ from ..errors import ParameterError
 from . import _flow_field as field
 from . import _flow_judge as judge
 from ._flow_volume import CELL, CHANNELS, REACH, SHIFTS, volume
-from ._flow_weights import SUFFIXES, Card, Network, card, network
+from ._flow_weights import SUFFIXES, Card, card, network, patched
 from ._geometry import check_window
 from ._memory import Footprint
 from .flow import HornSchunck, Prepared
 
 PATCH = 64
-"""The network is run on squares of so many cells, and those that they depend on: the sums of a runtime may take another
-order in an array of another shape."""
+"""The network is run on squares of so many cells."""
 RUNTIME = 64e6
 """Bytes of a session and its patch."""
 Planes = NDArray[np.float32]
@@ -127,10 +126,7 @@ class FlowNet:
         flow, sigma = self._refined(first, second, start.field(first, second))
         rest = self.halo() - start.halo()
         found = start.judged(first.inner(rest), second.inner(rest), field.inner(flow, rest))
-        errors = judge.centres(field.inner(sigma, rest), start.halo(), self.step, found["dy"].shape)
-        for name, error in zip(("dy_error", "dx_error"), errors):
-            found[name] = np.where(np.isfinite(found[name]), error, np.float32(np.nan))
-        return found
+        return judge.with_errors(found, field.inner(sigma, rest), start.halo(), self.step)
 
     def _refined(self, first: Prepared, second: Prepared, flow: Planes) -> tuple[Planes, Planes]:
         """The field after all passes, and the error of each component, where judgement needs them."""
@@ -144,7 +140,10 @@ class FlowNet:
             wider = margin - CELL * beyond
             one, two = (window.inner(wider).levels[0] for window in (first, second))
             seen = volume(one, two, field.inner(flow, wider), start.limit(), start.fall)
-            answer = _patched(run, seen[:, beyond:-beyond, beyond:-beyond], about.reach)
+            edge = about.reach
+            (answer,) = patched(lambda part: [run(part)], [seen[:, beyond:-beyond, beyond:-beyond]], edge, PATCH)
+            # Zero where it would depend on what is beyond the window.
+            answer = np.pad(answer, ((0, 0), (edge, edge), (edge, edge)))
             part = np.s_[:, margin : flow.shape[1] - margin, margin : flow.shape[2] - margin]
             shape = tuple(n - 2 * margin for n in first.valid.shape)
             flow[part] += field.spread(answer[:2], 0, CELL, 1, shape)
@@ -168,18 +167,3 @@ class FlowNet:
         return HornSchunck(
             search=self.search, step=self.step, fill=self.fill, min_correlation=self.min_correlation
         )  # fmt: skip
-
-
-def _patched(run: Network, seen: Planes, reach: int) -> Planes:
-    """The network's answers, square by square; zero where they would depend on what is beyond the array."""
-    _, ny, nx = seen.shape
-    out = np.zeros((4, ny, nx), np.float32)
-    for y in range(reach, ny - reach, PATCH):
-        for x in range(reach, nx - reach, PATCH):
-            part = seen[:, y - reach : y + PATCH + reach, x - reach : x + PATCH + reach]
-            wide = np.zeros((len(seen), PATCH + 2 * reach, PATCH + 2 * reach), np.float32)
-            wide[:, : part.shape[1], : part.shape[2]] = part
-            y1, x1 = min(y + PATCH, ny - reach), min(x + PATCH, nx - reach)
-            answer = run(wide)[:, reach:-reach, reach:-reach]
-            out[:, y:y1, x:x1] = answer[:, : y1 - y, : x1 - x]
-    return out

@@ -6,7 +6,6 @@ needed: no layer knows a figure of a tile, and correlations are computed when th
 the reach of a vector is finite, and `halo()` covers it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,14 @@ from ..errors import ParameterError
 from . import _flow_field as field
 from . import _flow_judge as judge
 from ._flow_features import STRENGTH
-from ._flow_weights import Card, card, network
+from ._flow_weights import Card, card, network, patched
 from ._geometry import check_window
 from ._memory import Footprint
 from ._raft_lookup import CELL, FARTHEST, lookup, pooled, smoothed
 from .flow import STEPS, HornSchunck, Level, Prepared
 
 PATCH = 32
-"""Networks are run on squares of so many cells, and those that they depend on: the sums of a runtime may take another
-order in an array of another shape."""
+"""Networks are run on squares of so many cells."""
 ENCODED, BESIDE = 2, 1
 """Cells on each side that features depend on; and an update besides what its network sees: the mean of the flow."""
 EDGE = -(-(1 + STRENGTH + 1) // CELL) * CELL
@@ -145,10 +143,7 @@ class Raft:
         if self.finish:
             return solver.judged(first, second, solver.relaxed(first.levels[0], second.levels[0], flow, 0))
         found = solver.judged(first, second, flow)
-        errors = judge.centres(sigma, solver.halo(), self.step, found["dy"].shape)
-        for name, error in zip(("dy_error", "dx_error"), errors):
-            found[name] = np.where(np.isfinite(found[name]), error, np.float32(np.nan))
-        return found
+        return judge.with_errors(found, sigma, solver.halo(), self.step)
 
     def _flow(self, one: Level, two: Level) -> tuple[Planes, Planes, int]:
         """The flow of cells after all updates, the error of each component, and the pixel where the first begins."""
@@ -206,32 +201,10 @@ def _relative(flow: Planes) -> Planes:
 def _encoded(run: Any, image: Planes) -> list[Planes]:
     """Features, first state and context of an image (`ogive.learn.raft.encode`), `ENCODED` cells less on each side."""
     idle = [np.zeros((channels, 1, 1), np.float32) for channels in run.channels[1:]]
-    return _patched(lambda part: run(part, *idle)[:3], [image], ENCODED, CELL)
+    return patched(lambda part: run(part, *idle)[:3], [image], ENCODED, PATCH, CELL)
 
 
 def _updated(run: Any, planes: list[Planes], reach: int) -> list[Planes]:
     """The next state, and what the flow lacks (`ogive.learn.raft.update`), `reach` cells less on each side."""
     idle = np.zeros((3, CELL, CELL), np.float32)
-    return _patched(lambda *parts: run(idle, *parts)[3:], planes, reach, 1)
-
-
-def _patched(run: Callable[..., list[Planes]], planes: list[Planes], reach: int, width: int) -> list[Planes]:
-    """Answers for all cells (of so many points along y and x) but the outermost `reach`, square by square."""
-    ny, nx = (n // width for n in planes[0].shape[1:])
-    size, out = PATCH + 2 * reach, list[Planes]()
-    for y in range(0, ny - 2 * reach, PATCH):
-        for x in range(0, nx - 2 * reach, PATCH):
-            parts = []
-            for plane in planes:
-                part = plane[:, width * y : width * (y + size), width * x : width * (x + size)]
-                short = [width * size - n for n in part.shape[1:]]
-                parts.append(np.pad(part, ((0, 0), (0, short[0]), (0, short[1]))))
-            answers = run(*parts)
-            if not out:
-                many = [(len(a), a.shape[1] // size) for a in answers]
-                out = [np.empty((c, n * (ny - 2 * reach), n * (nx - 2 * reach)), np.float32) for c, n in many]
-            for whole, answer in zip(out, answers):
-                n = answer.shape[1] // size
-                into = whole[:, n * y : n * (y + PATCH), n * x : n * (x + PATCH)]
-                into[:] = answer[:, n * reach :, n * reach :][:, : into.shape[1], : into.shape[2]]
-    return out
+    return patched(lambda *parts: run(idle, *parts)[3:], planes, reach, PATCH)
