@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ogive import flags
 from ogive.blocks import OUTPUTS, outputs
 from ogive.errors import ParameterError
-from ogive.kernels import KERNELS, NCC, Custom, Kernel, OrientationCorrelation
+from ogive.kernels import KERNELS, NCC, Custom, FlowNet, Kernel, OrientationCorrelation
 from ogive.testing.backends import GpuCodeOnCpu
 from ogive.testing.textures import fractal_scene
 
@@ -110,8 +110,8 @@ def test_a_whole_pixel_shift_is_found_exactly(kernel) -> None:
         result = match(kernel, *white(kernel, dy, dx))
         np.testing.assert_array_equal(np.rint(result["dy"]), dy)
         np.testing.assert_array_equal(np.rint(result["dx"]), dx)
-        # A hundredth of a pixel beside the peak costs white noise 1e-4.
-        np.testing.assert_allclose(result["corr"], 1, atol=2e-4)
+        # What a network adds is a hundredth of a pixel on white noise, which it never saw, and costs that 1e-4.
+        np.testing.assert_allclose(result["corr"], 1, atol=2e-4 if isinstance(kernel, FlowNet) else 1e-4)
         assert (result["flag"] == 0).all()
 
 
