@@ -58,6 +58,7 @@ class Tracking:
     threads: int
     stacked: bool = False
     prior: tuple[float, float] | None = None
+    bands: int = 1
 
     def lazy(self, small: bool) -> xr.Dataset:
         """The velocity; a small one has room for cells whose windows lie within the image."""
@@ -72,7 +73,7 @@ class Tracking:
         return og.track(cube, pairs, kernel, prior=self.prior, stack=stack, tile=self.tile, batch=self.batch)
 
     def __str__(self) -> str:
-        more = {"stacked": self.stacked, "prior": self.prior}
+        more = {"stacked": self.stacked, "prior": self.prior, "bands": self.bands if self.bands > 1 else None}
         words = [f"{k}={v}" for k, v in (self.parameters | {k: v for k, v in more.items() if v}).items()]
         return (
             f"{self.kernel} {' '.join(words)}; {self.shape[0]} x {self.shape[1]} px, {self.scenes} scenes, "
@@ -164,7 +165,7 @@ def noise(shape: tuple[int, int, int], block_info: Any = None) -> NDArray[np.flo
 
 
 def jobs(count: int, seed: int) -> Iterator[Job]:
-    """Random jobs, small ones of a few seconds; every tenth an inversion."""
+    """Random jobs, small ones of a few seconds; every tenth an inversion, every fifth dense flow."""
     for k in range(count):
         rng = np.random.default_rng((seed, k))
         if k % 10 == 9:
@@ -173,6 +174,9 @@ def jobs(count: int, seed: int) -> Iterator[Job]:
                 method, int(rng.integers(100, 1000)), side, -(-side // int(rng.integers(1, 3))),
                 bool(rng.random() < 0.5), int(rng.integers(1, 3)),
             )  # fmt: skip
+            continue
+        if k % 5 == 3:
+            yield dense(rng)
             continue
         kernel = str(rng.choice(["ncc", "ncc", "ncc", "ncc", "phase", "orientation"]))
         step = int(rng.choice([1, 4, 8, 8, 16, 32] if kernel == "ncc" else [4, 8, 16, 32]))
@@ -205,6 +209,25 @@ def jobs(count: int, seed: int) -> Iterator[Job]:
         )  # fmt: skip
 
 
+def dense(rng: np.random.Generator) -> Tracking:
+    """A job of dense flow; every second one that may compares several bands."""
+    kernel = str(rng.choice(["hs_robust", "hs_robust", "hs_reference", "flow_net", "flow_net", "raft"]))
+    step = int(rng.choice([4, 8, 8, 16]))
+    parameters: dict[str, Any] = {"step": step, "search": int(rng.choice([4, 6, 8, 12, 16]))}
+    if kernel == "hs_robust":
+        parameters["start"] = str(rng.choice(["orientation", "ncc"]))
+    height, width = (int(n) for n in rng.integers(350, 700, 2))
+    cells = max(height, width) // step
+    bands = int(rng.integers(2, 5)) if rng.random() < 0.5 and kernel != "raft" else 1
+    return Tracking(
+        kernel, parameters, (height, width), int(rng.integers(2, 5)), float(rng.choice([0.0, 0.1, 0.3])),
+        -(-cells // int(rng.integers(1, 3))), int(rng.integers(1, 5)), int(rng.integers(1, 3)), bands=bands,
+    )  # fmt: skip
+
+
+BANDS = ("nir", "red", "green", "blue")
+
+
 def cube_of(job: Tracking) -> xr.Dataset:
     """The scenes of a job, 20 days apart; lazy, with masks."""
     grid = GeoBox(job.shape, Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632")
@@ -219,12 +242,12 @@ def cube_of(job: Tracking) -> xr.Dataset:
         )  # fmt: skip
         item.datetime = (np.datetime64("2021-01-01", "ms") + np.timedelta64(20 * k, "D")).item()
         fields = {"proj:shape": list(grid.shape), "proj:transform": list(grid.affine)[:6]}
-        for key in ("nir", "scl"):
+        for key in (*BANDS[: job.bands], "scl"):
             item.add_asset(key, pystac.Asset(f"{k}/{key}.tif", extra_fields=fields))
         items.append(item)
     pixels = np.random.default_rng(1).normal(3000, 300, (512, 512)).astype(np.float32)
     smooth = (pixels + np.roll(pixels, 1, 0) + np.roll(pixels, 1, 1) + np.roll(pixels, (1, 1), (0, 1))) / 4
-    return og.open_cube(items, "nir", loader=Texture(job.clouds, smooth))
+    return og.open_cube(items, BANDS[: job.bands], loader=Texture(job.clouds, smooth))
 
 
 def measured(job: Job) -> Memory:

@@ -3,6 +3,7 @@
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,35 @@ def test_a_dask_cube_goes_through_overlap_and_gives_the_same_bits(moving, whole,
     assert reader.count == 0
     (result,) = dask.compute(arrays, scheduler="synchronous")
     same_bits(result, expected)
+
+
+@pytest.mark.parametrize("kernel", [og.kernels.HornSchunck(search=3), og.kernels.FlowNet(search=3)], ids=type)
+def test_several_bands_give_the_same_bits_in_any_tiling_and_in_dask(moving, kernel) -> None:
+    cube, _ = moving(holes=True, vy=1.0, vx=-1.0)
+    cube = cube.load()
+    other = 0.5 * cube["image"] + 0.01 * np.random.default_rng(0).standard_normal(cube["image"].shape).astype("f4")
+    several = xr.concat(
+        [cube["image"], other], xr.Variable("band", ["nir", "red"]), coords="minimal", compat="override"
+    )
+    banded = cube.drop_vars("image").assign(image=several.transpose("time", "band", "y", "x"))
+    pairs = og.make_pairs(banded)
+    expected = run(banded, pairs, kernel, 1000, 100)
+    one_band = run(cube, pairs, kernel, 1000, 100)
+    assert np.isfinite(expected["dx"]).mean() > 0.3
+    assert not np.array_equal(expected["dx"], one_band["dx"], equal_nan=True)
+    same_bits(run(banded, pairs, kernel, 13, 2), expected)
+    lazy = banded.chunk(time=1, band=1, y=70, x=90)
+    (result,) = dask.compute(
+        map_overlapping(lazy, groups(pairs), kernel, plan(lazy, len(pairs), kernel, 1000, 2)), scheduler="synchronous"
+    )
+    same_bits(result, expected)
+
+
+def test_several_bands_are_refused_by_a_kernel_that_compares_one(moving) -> None:
+    cube, _ = moving()
+    banded = cube.assign(image=cube["image"].expand_dims(band=["nir", "red"], axis=1))
+    with pytest.raises(ParameterError, match=r"kernel: must compare several bands, as the cube has 2 \(found NCC\)"):
+        plan(banded, 1, QUICK)
 
 
 def test_a_dask_cube_refuses_tiles_narrower_than_the_halo(moving) -> None:

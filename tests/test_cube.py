@@ -340,6 +340,72 @@ def test_usable_share_counts_clear_pixels(files, tmp_path) -> None:
         cubes.usable_share(items, og.open_cube(items))
 
 
+# --- several bands --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def banded(files, tmp_path) -> Any:
+    """A Sentinel-2 item with a red band, of 20 m and with a hole, beside the near-infrared one."""
+    half = grids.coarsen(GRID, 2)
+    values = np.round(1e4 * (0.3 + 0.1 * np.random.default_rng(2).random(half.shape)))
+    values[:40] = 0
+    href = paint(tmp_path / "red.tif", half, values)
+
+    def make(day: int = 0) -> pystac.Item:
+        assets = {"nir": (files["nir"], GRID), "red": (href, half), "scl": (files["scl"], half)}
+        return item(day, GRID, assets)
+
+    return make
+
+
+@pytest.mark.parametrize("loader", ["odc", "stackstac"])
+def test_a_cube_of_several_bands_holds_each_as_it_is_alone(banded, loader) -> None:
+    items = [banded(), banded(5)]
+    cube = og.open_cube(items, ["red", "nir"], loader=loader)
+    assert cube["image"].dims == ("time", "band", "y", "x")
+    assert cube["mask"].dims == ("time", "y", "x")
+    assert cube["band"].values.tolist() == ["red", "nir"]
+    # The grid is that of the finest band.
+    assert grids.geobox_of(cube) == GRID
+    assert cube["resampled"].values.all()
+    for name in ("red", "nir"):
+        alone = og.open_cube(items, name, grid=GRID, loader=loader)
+        np.testing.assert_array_equal(cube["image"].sel(band=name).values, alone["image"].values)
+        np.testing.assert_array_equal(cube["mask"].values, alone["mask"].values)
+    whole, lazy = cube["image"].values, cube["image"]
+    for key in [
+        (0, 1, slice(90, 130), slice(7, 50)), (slice(None), 0, slice(100, 120), slice(3, 39)),
+        (1, slice(None), slice(160, 140, -3), slice(20, 40)), ([1, 0], [1], slice(80, 95), [24, 2, 2]),
+        (slice(0, 0), 1, 1, 1),
+    ]:  # fmt: skip
+        np.testing.assert_array_equal(
+            lazy[key].values, whole[np.ix_(*_lists(key, whole.shape))].reshape(lazy[key].shape)
+        )
+
+
+def test_a_pixel_that_one_band_lacks_is_not_usable(banded) -> None:
+    items = [banded()]
+    items[0].assets.pop("scl")
+    nir, red, both = (
+        cubes.usable_share(items, og.open_cube(items, band, grid=GRID), band).item()
+        for band in ("nir", "red", ["nir", "red"])
+    )
+    assert nir == 1
+    assert both == red == pytest.approx(1 - 40 / 150, abs=0.02)
+
+
+def test_one_band_in_a_list_is_one_band(banded) -> None:
+    assert og.open_cube([banded()], ["nir"])["image"].identical(og.open_cube([banded()], "nir")["image"])
+
+
+def test_bands_that_are_wrong_are_named(banded) -> None:
+    for names in (["nir", "nir"], []):
+        with pytest.raises(ParameterError, match="band: must name each band once"):
+            og.open_cube([banded()], names)
+    with pytest.raises(ItemError, match=r"has no band 'green'.*\['red', 'nir'\]"):
+        og.open_cube([banded()], ["nir", "green"])
+
+
 # --- lazy -----------------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +447,9 @@ def test_signing_happens_at_read_time_and_leaves_no_trace(files) -> None:
         assert np.isfinite(values).all()
     assert signed == [f"{server.url}/nir.tif"]
     assert "s3cr3t" not in repr(cube.attrs) + repr(cube.to_dict(data=False))
-    assert all("?" not in asset.href for s in cube["image"].variable._data.array.scenes for asset in (s.image, s.mask))
+    assert all(
+        "?" not in asset.href for s in cube["image"].variable._data.array.scenes for asset in (s.bands[0].asset, s.mask)
+    )
     plain = og.open_cube([scene], sign=_sign)
     assert np.array_equal(og.open_cube([sentinel(files)])["image"].values[0, 10:20, 10:20], values[0])
     assert b"s3cr3t" not in pickle.dumps(plain["image"].variable._data.array.scenes)

@@ -17,7 +17,7 @@ import ogive as og
 from ogive import blocks as block_layer
 from ogive.correct import modelled_error
 from ogive.errors import ParameterError
-from ogive.kernels import KERNELS, NCC, Custom, Footprint
+from ogive.kernels import KERNELS, NCC, Custom, Footprint, Multiband
 from ogive.testing.velocity_cubes import velocity_cube
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "memory.py"
@@ -83,6 +83,24 @@ def test_a_larger_block_and_a_stack_take_more(name) -> None:
     assert stack.match > large.match or name != "ncc"
     if name == "ncc":
         assert kernel.memory((64, 64)).scene > NCC(refine="quadric").memory((64, 64)).scene
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_band_takes_more(name) -> None:
+    kernel = KERNELS[name]()
+    if not isinstance(kernel, Multiband):
+        return
+    one, three = (kernel.memory((32, 32), 1, bands) for bands in (1, 3))
+    assert one == kernel.memory((32, 32))
+    assert 1.5 * one.scene < three.scene < 3 * one.scene
+    assert three.prepare > one.prepare
+    rows = groups([(0, 1)])
+    sizes = [block_layer.memory(block_layer.plan(cube, 1, kernel), rows, kernel) for cube in (cube_of(1), cube_of(3))]
+    assert sizes[0] < sizes[1] < 3 * sizes[0]
+
+
+def cube_of(bands: int) -> xr.Dataset:
+    return xr.Dataset(coords={"y": range(300), "x": range(300), "band": range(bands)})
 
 
 @pytest.mark.slow

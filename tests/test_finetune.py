@@ -32,7 +32,8 @@ from ogive.learn import files, judge, losses, nets, scenes, train  # noqa: E402
 
 F = np.float32
 SPEC = WorldSpec(
-    size_km=(2.4, 3.0), n_sentinel2=7, n_landsat=0, start="2022-06-20", end="2022-08-20", cloud=0.0, wedge=False
+    size_km=(2.4, 3.0), n_sentinel2=7, n_landsat=0, start="2022-06-20", end="2022-08-20", cloud=0.0, wedge=False,
+    red=True,
 )  # fmt: skip
 QUICK = tuned.Tuning(steps=4, every=2, size=64, synthetic=1, rate=5e-3)
 
@@ -91,7 +92,7 @@ def constant(dy: float, dx: float, size: int = 64) -> Any:
 def shifted(dy: float, dx: float, size: int = 64) -> tuple[Any, Any, Any]:
     surface = fractal_scene(size, seed=4)
     y, x = np.mgrid[:size, :size].astype(float)
-    both = [torch.from_numpy(surface(y - v, x - u).astype(F))[None] for v, u in ((0, 0), (dy, dx))]
+    both = [torch.from_numpy(surface(y - v, x - u).astype(F))[None, None] for v, u in ((0, 0), (dy, dx))]
     unit = both[0].diff(dim=-1).abs().mean()
     return both[0] / unit, both[1] / unit, torch.ones(1, size, size, dtype=torch.bool)
 
@@ -113,6 +114,16 @@ def test_census_is_zero_at_the_truth_and_leads_there() -> None:
     losses.census(one, two, ok, ok, flow).backward()
     slope = flow.grad.sum((0, 2, 3))
     assert slope[0] < 0 < slope[1]  # farther along y, less far along x
+
+
+def test_census_is_the_mean_of_all_bands() -> None:
+    one, two, ok = shifted(1.4, -0.8)
+    noise = torch.from_numpy(np.random.default_rng(1).standard_normal(one.shape).astype(F))
+    flow = constant(1.3, -0.5)
+    alone = [losses.census(a, b, ok, ok, flow).item() for a, b in ((one, two), (one, noise))]
+    both = losses.census(torch.cat([one, one], 1), torch.cat([two, noise], 1), ok, ok, flow).item()
+    assert both == pytest.approx(sum(alone) / 2, rel=1e-5)
+    assert alone[0] < 0.5 * alone[1]
 
 
 def test_there_and_back_again_is_zero_at_the_truth_and_leads_there() -> None:
@@ -350,6 +361,35 @@ def test_command(world, start, tmp_path, monkeypatch) -> None:
     assert json.loads((tmp_path / "mine.json").read_text())["fine-tuning"]["tuning"]["search"] == 6
 
 
+def test_several_bands_from_learning_to_the_store(world, pairs, start, tmp_path) -> None:
+    """The run file names bands; the kernel that it names compares one, so the command takes its own."""
+    content = {
+        "output": str(tmp_path / "result"), "search": {"source": str(world.items_file)}, "invert": None,
+        "cube": {"band": ["nir", "red"]}, "pairs": {"days": [5, 60], "same_orbit": False},
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    mine = tmp_path / "mine"
+    line = ["finetune", str(path), "--steps", "4", "--weights", str(start), "--output", str(mine), "--json"]
+    done = CliRunner().invoke(cli.app, line)
+    assert done.exit_code == 0, done.output
+    before, after = json.loads(done.stdout)
+    assert after["closure median"] < before["closure median"]
+    assert json.loads(mine.with_suffix(".json").read_text())["fine-tuning"]["bands"] == ["nir", "red"]
+    refused = CliRunner().invoke(cli.app, ["run", str(path)])
+    assert refused.exit_code != 0
+    assert "must compare several bands, as the cube has 2" in str(refused.exception)
+    assert not (tmp_path / "result").exists()
+    path.write_text(yaml.safe_dump(content | {"kernel": {"name": "flow_net", "weights": str(mine) + ".json"}}))
+    ran = CliRunner().invoke(cli.app, ["run", str(path)])
+    assert ran.exit_code == 0, ran.output
+    velocity = og.open_velocity(tmp_path / "result" / "velocity.zarr")
+    assert json.loads(velocity.attrs["provenance"])["bands"] == ["nir", "red"]
+    errors = pair_scores(world, velocity.compute()).set_index("ground")
+    assert errors.loc["ice", "valid"] > 0.4
+    assert errors.loc["ice", "RMSE"] < 0.5
+
+
 # --- errors ---
 
 
@@ -363,7 +403,6 @@ def test_command(world, start, tmp_path, monkeypatch) -> None:
         ),
         (lambda c, p: (c, p[p["i2"] == p["i1"] + 1]), PairError, "0 triplets.*wider rules of make_pairs"),
         (lambda c, p: (c.isel(x=slice(60)), p), GridError, "cube: must be at least 64 px wide"),
-        (lambda c, p: (c.expand_dims(band=2), p), GridError, r"cube: must have one band, dimensions \(time, y, x\)"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(

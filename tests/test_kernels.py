@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ogive import flags
 from ogive.blocks import OUTPUTS, outputs
 from ogive.errors import ParameterError
-from ogive.kernels import KERNELS, NCC, Custom, FlowNet, Kernel, OrientationCorrelation
+from ogive.kernels import KERNELS, NCC, Custom, FlowNet, Kernel, Multiband, OrientationCorrelation
 from ogive.testing.backends import GpuCodeOnCpu
 from ogive.testing.textures import fractal_scene
 
@@ -347,6 +347,62 @@ def test_a_custom_function_gets_windows_with_nan_and_its_gaps_are_flagged() -> N
     np.testing.assert_array_equal(result["dx"], np.array([[2, np.nan]], np.float32))
     with pytest.raises(ParameterError, match="margin: must be at least 0 px"):
         Custom(function, margin=-1)
+
+
+# --- several bands ---
+
+
+@pytest.fixture(params=[name for name in SUBJECTS if isinstance(SUBJECTS[name](), Multiband)])
+def multiband(request: pytest.FixtureRequest) -> Any:
+    return SUBJECTS[request.param]()
+
+
+def test_a_band_that_tells_nothing_new_changes_nothing(multiband, scene) -> None:
+    shape = shape_of(multiband)
+    one, two = scene(shape), scene(shape, 1.3, -0.6)
+    expected, every = match(multiband, one, two), np.ones(shape, bool)
+    images = [np.stack([image, 1.7 * image + 0.1, 0.6 * image]).astype(np.float32) for image in (one, two)]
+    result = multiband.match(*(multiband.prepare(image, every) for image in images))
+    np.testing.assert_array_equal(result["flag"], expected["flag"])
+    for name, tolerance in (("dy", 2e-3), ("dx", 2e-3), ("dy_error", 2e-3), ("dx_error", 2e-3), ("corr", 1e-3)):
+        np.testing.assert_allclose(result[name], expected[name], atol=tolerance)
+
+
+def test_a_band_without_texture_leaves_the_work_to_the_others(multiband, scene) -> None:
+    shape = shape_of(multiband, (3, 24))
+    every, flat = np.ones(shape, bool), np.full(shape, 0.4, np.float32)
+    half = np.arange(shape[1]) < shape[1] // 2
+    images = []
+    for image in (scene(shape), scene(shape, 1.3, -0.6)):
+        images.append(np.stack([np.where(half, image, flat), np.where(half, flat, image)]))
+    result = multiband.match(*(multiband.prepare(image, every) for image in images))
+    assert (result["flag"] == 0).all()
+    # Next to the seam, which stands still, the field is pulled.
+    away = np.s_[:, [0, 1, 2, 3, -4, -3, -2, -1]]
+    np.testing.assert_allclose(result["dy"][away], 1.3, atol=0.08)
+    np.testing.assert_allclose(result["dx"][away], -0.6, atol=0.08)
+    alone = match(multiband, images[0][0], images[1][0])
+    assert np.isnan(alone["dy"][:, -4:]).all()
+
+
+def test_what_one_band_lacks_is_masked_in_all(multiband, scene) -> None:
+    shape = shape_of(multiband)
+    images = [np.stack([image, image]) for image in (scene(shape), scene(shape, 1.3, -0.6))]
+    every, hole = np.ones(shape, bool), np.zeros(shape, bool)
+    hole[shape[0] // 2 - 9 :, : shape[1] // 2] = True
+    expected = multiband.match(*(multiband.prepare(image, ~hole) for image in images))
+    for image in images:
+        image[1, hole] = np.nan
+    same_bits(multiband.match(*(multiband.prepare(image, every) for image in images)), expected)
+    assert np.isnan(expected["dy"]).any()
+
+
+def test_a_custom_function_gets_all_bands() -> None:
+    kernel = Custom(lambda one, two, valid1, valid2: (one.sum((0, 1))[None, :2], two[1, :1, :2]), 8, 8, 4)
+    assert isinstance(kernel, Multiband)
+    image = np.arange(2 * 16 * 24, dtype=np.float32).reshape(2, 16, 24)
+    window = kernel.prepare(image, np.ones((16, 24), bool))
+    np.testing.assert_array_equal(kernel.match(window, window)["dx"], image[1, :1, :2])
 
 
 def test_a_prior_that_was_not_read_is_refused(scene) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from . import flags, quality
 from ._read import note
 from .errors import ParameterError, ReadError
-from .kernels import Guided, Kernel
+from .kernels import Guided, Kernel, Multiband
 
 OUTPUTS: dict[str, Any] = {
     "dy": np.float32,
@@ -88,6 +88,8 @@ class Blocks:
         Of the kernel [px].
     offset : int
         Pairs that the first batch lacks: a store holds them already.
+    bands : int
+        Of the images.
     """
 
     cells: tuple[int, int]
@@ -97,6 +99,7 @@ class Blocks:
     step: int
     halo: int
     offset: int = 0
+    bands: int = 1
 
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...]:
@@ -131,9 +134,15 @@ def plan(cube: xr.Dataset, count: int, kernel: Kernel, tile: int | None = None, 
     Raises
     ------
     ParameterError
-        The cube is smaller than one chip with its search window, or tile or batch is not positive.
+        The cube is smaller than one chip with its search window, tile or batch is not positive, or the cube has several
+        bands and the kernel compares one.
     """
-    height, width = cube.sizes["y"], cube.sizes["x"]
+    height, width, bands = cube.sizes["y"], cube.sizes["x"], cube.sizes.get("band", 1)
+    if bands > 1 and not isinstance(kernel, Multiband):
+        raise ParameterError(
+            "kernel", rule=f"must compare several bands, as the cube has {bands}", value=type(kernel).__name__,
+            fix="choose one band, or hs_robust or flow_net",
+        )  # fmt: skip
     cells = (height // kernel.step, width // kernel.step)
     least = max(np.max(kernel.chip), kernel.step)
     if min(height, width) < least:
@@ -148,7 +157,7 @@ def plan(cube: xr.Dataset, count: int, kernel: Kernel, tile: int | None = None, 
     for name, value in (("tile", tile), ("batch", batch)):
         if value < 1:
             raise ParameterError(name, rule="must be at least 1", value=value)
-    return Blocks(cells, count, tile, batch, kernel.step, kernel.halo())
+    return Blocks(cells, count, tile, batch, kernel.step, kernel.halo(), bands=bands)
 
 
 def map_overlapping(
@@ -164,7 +173,8 @@ def map_overlapping(
     Parameters
     ----------
     cube : xr.Dataset
-        `image` and `mask`, dims (time, y, x); lazily indexed, in memory, or in Dask chunks.
+        `image` and `mask`, dims (time, y, x), `image` of several bands (time, band, y, x); lazily indexed, in memory,
+        or in Dask chunks.
     groups : sequence of (n, 2) int64 arrays
         Positions of scenes in the cube's time: one pair, or the pairs of one stack, for each layer of the output.
     kernel : Kernel
@@ -186,13 +196,13 @@ def map_overlapping(
     batches = da.from_array(rows, chunks=(blocks.chunks[0],), name=f"pairs-{uuid4().hex}")
     # Pixels beyond the last whole cell belong to no cell: leave them out, so that both paths see the same image.
     height, width = (n * blocks.step for n in blocks.cells)
-    image, mask = (cube[name].variable[:, :height, :width] for name in ("image", "mask"))
+    image, mask = (cube[name].variable[..., :height, :width] for name in ("image", "mask"))
     arguments: list[Any] = [batches, "b", numbers[0], "b", numbers[1], "y", numbers[2], "x"]
     source: Any = Windows(image, mask)
     if image.chunks is not None:  # asking for .data would read a lazily indexed cube
         source = None
         for variable, outside in ((image, np.nan), (mask, quality.NO_DATA)):
-            arguments += [_overlapped(variable.data, blocks, outside), "tyx"]
+            arguments += [_overlapped(variable.data, blocks, outside), "tcyx" if variable.ndim == 4 else "tyx"]
     base = da.blockwise(
         # Dask would make a name from all pixels of a cube in memory.
         _block, "byx", *arguments, name=f"match-{uuid4().hex}", dtype=object, concatenate=True, align_arrays=False,
@@ -228,12 +238,12 @@ class Windows:
         self, scene: int, y: tuple[int, int], x: tuple[int, int]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         (y0, y1), (x0, x1) = y, x
-        height, width = self.image.shape[1:]
+        *bands, height, width = self.image.shape[1:]
         inside = np.s_[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
         place = np.s_[inside[0].start - y0 : inside[0].stop - y0, inside[1].start - x0 : inside[1].stop - x0]
-        image = np.full((y1 - y0, x1 - x0), np.nan, np.float32)
+        image = np.full((*bands, y1 - y0, x1 - x0), np.nan, np.float32)
         mask = np.full((y1 - y0, x1 - x0), quality.NO_DATA, np.uint8)
-        image[place] = self.image[(scene, *inside)].values
+        image[(..., *place)] = self.image[(scene, ..., *inside)].values
         mask[place] = self.mask[(scene, *inside)].values
         return image, mask
 
@@ -247,14 +257,15 @@ def _overlapped(array: da.Array, blocks: Blocks, outside: float) -> da.Array:
             "tile", rule=f"every tile of a Dask cube must be at least as wide as the halo of {blocks.halo} px",
             value=f"{smallest} px", fix="use another tile, or a cube that is not chunked",
         )  # fmt: skip
-    array = array.rechunk((-1, *tiles))
-    depth = {0: 0, 1: blocks.halo, 2: blocks.halo}
+    before = array.ndim - 2
+    array = array.rechunk((-1,) * before + tiles)
     # One tile may be narrower than the halo: pad it ourselves, Dask would refuse.
-    single = {axis: len(tiles[axis - 1]) == 1 for axis in (1, 2)}
-    pad = [(0, 0)] + [(blocks.halo, blocks.halo) if single[axis] else (0, 0) for axis in (1, 2)]
-    array = da.pad(array, pad, constant_values=outside).rechunk({a: -1 for a in (1, 2) if single[a]})
-    depth = {axis: 0 if single.get(axis, True) else n for axis, n in depth.items()}
-    whole: da.Array = overlap(array, depth=depth, boundary={0: "none", 1: outside, 2: outside}, allow_rechunk=False)
+    single = {before + k: len(tiles[k]) == 1 for k in (0, 1)}
+    pad = [(0, 0)] * before + [(blocks.halo, blocks.halo) if alone else (0, 0) for alone in single.values()]
+    array = da.pad(array, pad, constant_values=outside).rechunk({axis: -1 for axis, alone in single.items() if alone})
+    depth = dict.fromkeys(range(before), 0) | {axis: 0 if alone else blocks.halo for axis, alone in single.items()}
+    boundary = {axis: outside if axis in single else "none" for axis in range(array.ndim)}
+    whole: da.Array = overlap(array, depth=depth, boundary=boundary, allow_rechunk=False)
     return whole
 
 
@@ -344,7 +355,8 @@ def memory(blocks: Blocks, groups: Sequence[NDArray[np.int64]], kernel: Kernel) 
     cells = (min(blocks.tile, blocks.cells[0]), min(blocks.tile, blocks.cells[1]))
     pixels = (cells[0] * blocks.step + 2 * blocks.halo) * (cells[1] * blocks.step + 2 * blocks.halo)
     layer = cells[0] * cells[1] * sum(np.dtype(dtype).itemsize for dtype in outputs(kernel).values())
-    taken = {n: kernel.memory(cells, n) for n in {len(row) for row in groups}}
+    several = {"bands": blocks.bands} if blocks.bands > 1 else {}
+    taken = {n: kernel.memory(cells, n, **several) for n in {len(row) for row in groups}}
     most = 0.0
     for b in range(len(blocks.chunks[0])):
         rows = groups[blocks.rows(b)]
@@ -353,7 +365,7 @@ def memory(blocks: Blocks, groups: Sequence[NDArray[np.int64]], kernel: Kernel) 
         roles: set[tuple[int, int]] = set()
         for k, row in enumerate(rows):
             need = taken[len(row)]
-            answers = (k + 1) * layer + _IMAGE_AND_MASK * pixels
+            answers = (k + 1) * layer + read_bytes(blocks.bands) * pixels
             for scene in {int(s) for s in row.flat} - set(kept):
                 most = max(most, answers + sum(kept.values()) + need.prepare)
                 kept[scene] = need.scene
@@ -367,7 +379,10 @@ def memory(blocks: Blocks, groups: Sequence[NDArray[np.int64]], kernel: Kernel) 
     return math.ceil(most)
 
 
-_IMAGE_AND_MASK = 5
-"""Bytes of a pixel as it was read."""
+def read_bytes(bands: int) -> int:
+    """Bytes of a pixel as it was read: float32 of each band, uint8 of the mask."""
+    return 4 * bands + 1
+
+
 _LABELLED = 3.0
 """The answers of a block, the variables of a velocity, and one of them compressed, per answers."""

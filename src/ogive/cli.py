@@ -305,10 +305,10 @@ def finetune(
     from .learn.finetune import finetune as learn
 
     config = runs.load(path)
-    kernel, (cube, _) = config.make_kernel(), runs.prepare(config)
-    limit = float("inf") if minutes is None else minutes
+    kernel, limit = config.make_kernel(), float("inf") if minutes is None else minutes
     if not isinstance(kernel, FlowNet):
         kernel = FlowNet()
+    cube, _ = runs.prepare(config, kernel=kernel)
     said = Console(stderr=True, soft_wrap=True).print
     tuned = learn(
         cube, make_pairs(cube, runs.pair_rules(config.pairs)), output, weights=weights or kernel.weights,

@@ -11,7 +11,7 @@ its tasks, so a halo is simply a larger read window. `cube.chunk(...)` turns it 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +38,26 @@ log = logging.getLogger("ogive")
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Where one scene's pixels are and what they mean: value = scale * DN + offset, DN 0 = no data."""
+class Band:
+    """Where the pixels of a band are and what they mean: value = scale * DN + offset, DN 0 = no data."""
 
-    image: Asset
+    asset: Asset
     scale: float
     offset: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is read of one scene."""
+
+    bands: tuple[Band, ...]
     mask: Asset | None
     decoder: str
     sign: Sign | None
 
 
 class SceneStack(BackendArray):
-    """A (time, y, x) array that reads exactly the window it is asked for.
+    """A (time, y, x) or (time, band, y, x) array that reads exactly the window it is asked for.
 
     Parameters
     ----------
@@ -58,13 +65,14 @@ class SceneStack(BackendArray):
     geobox : GeoBox
         The cube's grid.
     kind : {"image", "mask"}
-        float32 values with NaN, or uint8 mask bits.
+        float32 values with NaN, or uint8 mask bits, which have no bands.
     """
 
     def __init__(self, scenes: tuple[Scene, ...], geobox: GeoBox, kind: str, reader: Reader, resampling: str) -> None:
         self.scenes, self.geobox, self.kind = scenes, geobox, kind
         self.reader, self.resampling = reader, resampling
-        self.shape = (len(scenes), *geobox.shape)
+        bands = len(scenes[0].bands) if kind == "image" else 1
+        self.shape = (len(scenes), *((bands,) if bands > 1 else ()), *geobox.shape)
         self.dtype = np.dtype(np.float32 if kind == "image" else np.uint8)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
@@ -74,29 +82,32 @@ class SceneStack(BackendArray):
     def _get(self, key: tuple[int | slice | NDArray[np.int64], ...]) -> NDArray[Any]:
         # Outer indexing: a list of times reads these scenes only; a whole number drops its axis.
         axes = [np.arange(n)[k] for k, n in zip(key, self.shape, strict=True)]
-        times, rows, columns = (np.atleast_1d(axis) for axis in axes)
-        out = np.empty((times.size, rows.size, columns.size), self.dtype)
+        times, *chosen, rows, columns = (np.atleast_1d(axis) for axis in axes)
+        bands = chosen[0] if chosen else np.array([0])
+        out = np.empty((times.size, bands.size, rows.size, columns.size), self.dtype)
         if out.size:
             y, x = rows.min(), columns.min()
             window = self.geobox[y : rows.max() + 1, x : columns.max() + 1]
             for k, i in enumerate(times):
-                out[k] = self._window(self.scenes[i], window)[np.ix_(rows - y, columns - x)]
+                for m, band in enumerate(bands):
+                    out[k, m] = self._window(self.scenes[i], band, window)[np.ix_(rows - y, columns - x)]
         return out.reshape(tuple(n for axis in axes for n in axis.shape))
 
-    def _window(self, scene: Scene, window: GeoBox) -> NDArray[Any]:
+    def _window(self, scene: Scene, number: int, window: GeoBox) -> NDArray[Any]:
         if self.kind == "mask":
             if scene.mask is None:
                 return np.zeros(window.shape, np.uint8)
             return quality.decode(scene.decoder, read(self.reader, scene.mask, window, "nearest", scene.sign))
-        values = read(self.reader, scene.image, window, self.resampling, scene.sign)
+        band = scene.bands[number]
+        values = read(self.reader, band.asset, window, self.resampling, scene.sign)
         # 0 is no data for every optical product; files without a nodata tag still hold it. Before the offset, always.
         values = np.where(values == 0, np.float32(np.nan), values)
-        return values * np.float32(scene.scale) + np.float32(scene.offset)
+        return values * np.float32(band.scale) + np.float32(band.offset)
 
 
 def open_cube(
     items: Iterable[pystac.Item],
-    band: str | Mapping[str, str] | None = None,
+    band: str | Sequence[str] | Mapping[str, str] | None = None,
     *,
     resolution: float | None = None,
     aoi: Any = None,
@@ -106,13 +117,14 @@ def open_cube(
     resampling: str = "cubic",
     sign: Sign | str | None = None,
 ) -> xr.Dataset:
-    """Build a lazy cube of one band; no file is opened.
+    """Build a lazy cube of one band, or of several; no file is opened.
 
     Parameters
     ----------
     items : iterable of pystac.Item
-    band : str or mapping, optional
-        Common band name (`"nir"`, `"pan"`), or one per sensor (`{"sentinel-2": "nir", "landsat": "pan"}`).
+    band : str, sequence of str or mapping, optional
+        Common band name (`"nir"`, `"pan"`), or one per sensor (`{"sentinel-2": "nir", "landsat": "pan"}`), or several
+        (`["red", "nir"]`), which `hs_robust` and `flow_net` compare at once.
         Default: each sensor's own band for matching.
     resolution : float, optional
         Pixel size [m]. Default: the finest native one. Any other than native is resampled, and said in `resampled`.
@@ -133,7 +145,8 @@ def open_cube(
     -------
     xr.Dataset
         Dimensions (time, y, x), sorted by time: `image` float32 (reflectance), `mask` uint8 (bits of
-        `ogive.quality`), and per-scene coordinates (see ARCHITECTURE.md).
+        `ogive.quality`), and per-scene coordinates (see ARCHITECTURE.md). Of several bands, `image` has the dimensions
+        (time, band, y, x).
 
     Raises
     ------
@@ -144,14 +157,16 @@ def open_cube(
     GridError
         Scenes in several coordinate systems, an AOI outside every scene, or almost congruent grids.
     ParameterError
-        Unknown loader or signer, or a resolution that is not positive.
+        Unknown loader or signer, a resolution that is not positive, or a band that is named twice.
     """
+    band = band if band is None or isinstance(band, str | Mapping) else _named(band)
+    several = band if isinstance(band, tuple) else ()
     ordered = [item for _, item in sorted(((_time(item), item) for item in items), key=lambda t: (t[0], str(t[1].id)))]
     if not ordered:
         raise SearchError("items", rule="must hold at least one scene", value=0, fix="widen the search")
     scenes = tuple(_scene(item, band, sign) for item in ordered)
     geobox = grid if grid is not None else _grid(scenes, aoi, buffer, resolution)
-    related = [relation(geobox, s.image.geobox) for s in scenes]
+    related = ["resample" in [relation(geobox, band.asset.geobox) for band in s.bands] for s in scenes]
     for mask in {s.mask.geobox for s in scenes if s.mask}:
         relation(geobox, mask)  # refused here, not in the middle of a run
     _check_overlap(geobox, scenes)
@@ -159,25 +174,26 @@ def open_cube(
     if isinstance(reader, str):
         raise ParameterError("loader", rule=f"must be one of {', '.join(READERS)}, or a Reader", value=repr(reader))
     stacks = {k: SceneStack(scenes, geobox, k, reader, resampling) for k in ("image", "mask")}
-    dims = ("time", "y", "x")
+    dims = {"image": ("time", *(("band",) if several else ()), "y", "x"), "mask": ("time", "y", "x")}
     cube = xr.Dataset(
         {
-            k: xr.Variable(dims, indexing.LazilyIndexedArray(stack), {"grid_mapping": "mapping"})
+            k: xr.Variable(dims[k], indexing.LazilyIndexedArray(stack), {"grid_mapping": "mapping"})
             for k, stack in stacks.items()
         },
         coords={
             **grids.coordinates(geobox),
             "mapping": grids.mapping(geobox),
             **_scene_coordinates(ordered),
-            "resampled": ("time", np.array([r == "resample" for r in related])),
+            **({"band": ("band", np.array(several, object))} if several else {}),
+            "resampled": ("time", np.array(related)),
         },
         attrs={"resampling": resampling, "loader": loader if isinstance(loader, str) else type(loader).__name__},
     )
     cube["image"].attrs |= {"long_name": "reflectance after scale and offset", "units": "1"}
     cube["mask"].attrs |= quality.attributes()
     # A grid that the caller chose is meant to be resampled to; the coarse look of usable_share is one.
-    if grid is None and "resample" in related:
-        log.info("%d of %d scenes are resampled (%s) to the grid", related.count("resample"), len(related), resampling)
+    if grid is None and any(related):
+        log.info("%d of %d scenes are resampled (%s) to the grid", sum(related), len(related), resampling)
     return cube
 
 
@@ -209,7 +225,8 @@ def usable_share(
 
 def _usable(scene: xr.Dataset) -> float:
     try:
-        good = quality.usable(scene["mask"].values) & np.isfinite(scene["image"].values)
+        image = np.isfinite(scene["image"].values)
+        good = quality.usable(scene["mask"].values) & image.reshape(-1, *image.shape[-2:]).all(0)
     except ReadError as error:
         if not error.permanent:
             raise
@@ -227,20 +244,29 @@ def _time(item: pystac.Item) -> np.datetime64:
         return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
 
 
-def _scene(item: pystac.Item, band: str | Mapping[str, str] | None, sign: Sign | str | None) -> Scene:
+def _named(names: Sequence[str]) -> str | tuple[str, ...]:
+    """Names of several bands, or the one name."""
+    if len(set(names)) < len(names) or not names:
+        raise ParameterError("band", rule="must name each band once", value=list(names), fix='["red", "nir"]')
+    return tuple(names) if len(names) > 1 else names[0]
+
+
+def _scene(item: pystac.Item, band: str | Sequence[str] | Mapping[str, str] | None, sign: Sign | str | None) -> Scene:
     with understood(f"item {item.id!r:.80}"):
         sensor = catalog.sensor_of(item)
         wanted = band.get(sensor.name) if isinstance(band, Mapping) else band
-        key = catalog.band_asset(item, wanted)
-        scale, offset = catalog.scale_offset(item, key)
+        keys = [catalog.band_asset(item, name) for name in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        bands = tuple(
+            Band(Asset(item.id, _href(item, key), catalog.scene_geobox(item, key)), *catalog.scale_offset(item, key))
+            for key in keys
+        )
         mask_key = catalog.mask_asset(item)
-        geobox = catalog.scene_geobox(item, key)
         mask = None
         if mask_key is not None:
             mask = Asset(item.id, _href(item, mask_key), catalog.scene_geobox(item, mask_key))
         sign = item.properties.get(_access.PROPERTY) if sign is None else sign
         sign = _access.signer(sign) if isinstance(sign, str) else sign
-        return Scene(Asset(item.id, _href(item, key), geobox), scale, offset, mask, sensor.mask_decoder or "", sign)
+        return Scene(bands, mask, sensor.mask_decoder or "", sign)
 
 
 def _href(item: pystac.Item, key: str) -> str:
@@ -290,22 +316,23 @@ def _numbers(item: pystac.Item) -> dict[str, Any]:
 
 def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float | None) -> GeoBox:
     """One explicit grid, on the pixels of the reference scene."""
-    systems = Counter(str(s.image.geobox.crs) for s in scenes)
+    images = [band.asset.geobox for s in scenes for band in s.bands]
+    systems = Counter(str(s.bands[0].asset.geobox.crs) for s in scenes)
     if len(systems) > 1:
         raise GridError(
             "scenes", rule="must share one coordinate system",
             value=", ".join(f"{crs}: {n} scenes" for crs, n in sorted(systems.items())),
             fix="search one tile or path-row, or pass grid= to resample all of them to one grid",
         )  # fmt: skip
-    native = [abs(s.image.geobox.resolution.x) for s in scenes]
+    native = [abs(image.resolution.x) for image in images]
     pixel = resolution or min(native)
     if not (pixel > 0 and math.isfinite(pixel)):
         raise ParameterError("resolution", rule="must be positive [m]", value=pixel)
     if not (buffer >= 0 and math.isfinite(buffer)):
         raise ParameterError("buffer", rule="must be 0 or more [m]", value=buffer)
     at = next((k for k, r in enumerate(native) if math.isclose(r, pixel)), 0)
-    reference = scenes[at].image.geobox
-    boxes = np.array([tuple(s.image.geobox.boundingbox) for s in scenes])
+    reference = images[at]
+    boxes = np.array([tuple(image.boundingbox) for image in images])
     if aoi is None:
         left, bottom = boxes[:, :2].max(0)
         right, top = boxes[:, 2:].min(0)
@@ -335,9 +362,9 @@ def _grid(scenes: tuple[Scene, ...], aoi: Any, buffer: float, resolution: float 
 def _check_overlap(grid: GeoBox, scenes: tuple[Scene, ...]) -> None:
     """Refuse a grid that no scene touches: all-NaN cubes are the quietest of failures."""
     ours = grid.extent
-    touching = [s for s in scenes if ours.intersects(s.image.geobox.extent.to_crs(str(grid.crs)))]
+    touching = [s for s in scenes if ours.intersects(s.bands[0].asset.geobox.extent.to_crs(str(grid.crs)))]
     if not touching:
-        box = [round(v) for v in scenes[0].image.geobox.boundingbox]
+        box = [round(v) for v in scenes[0].bands[0].asset.geobox.boundingbox]
         raise GridError(
             "AOI", rule="must lie inside at least one scene", value=[round(v) for v in grid.boundingbox],
             fix=f"the first scene covers {box} in {grid.crs}",

@@ -20,8 +20,6 @@ BASE = 0.6
 TASK, UNUSED = 0.01, 1.1
 """Memory of a block besides its arrays [GB], its graph and the buffers of the codecs; and memory taken from the system
 per memory in use, because an allocator cannot give back at once what was freed."""
-PIXEL = 5
-"""Bytes of a decoded pixel: image float32, mask uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +169,8 @@ def _tracking(ds: xr.Dataset, job: dict[str, Any]) -> Explanation:
     ends = [int(np.argmax(days)), int(np.argmin(days))]
     return Explanation(
         blocks=layout.count, pairs=sum(len(group) for group in groups), scenes=np.unique(np.concatenate(groups)).size,
-        read_gigabytes=PIXEL * windows * sides[0] * sides[1] / 1e9, write_gigabytes=_written(ds),
+        read_gigabytes=block_layer.read_bytes(layout.bands) * windows * sides[0] * sides[1] / 1e9,
+        write_gigabytes=_written(ds),
         block_gigabytes=TASK + UNUSED * block_layer.memory(layout, groups, kernel) / 1e9,
         amplification=sides[0] * sides[1] / (layout.cells[0] * layout.cells[1] * layout.step**2),
         precision=(float(error[ends[0]]), float(error[ends[1]])), days=(float(days[ends[0]]), float(days[ends[1]])),
@@ -199,9 +198,10 @@ def _compile_kernel(job: dict[str, Any]) -> None:
     """Match noise, clear and masked, so that compiling is done."""
     kernel, noise = job["kernel"], np.random.default_rng(0).standard_normal
     side = _CELLS * kernel.step + 2 * kernel.halo()
-    valid = np.ones((side, side), np.bool_)
+    valid, bands = np.ones((side, side), np.bool_), job["blocks"].bands
+    shape = (bands, side, side) if bands > 1 else (side, side)
     for _ in range(2):
-        pair = [kernel.prepare(noise(valid.shape, np.float32), valid) for _ in range(2)]
+        pair = [kernel.prepare(noise(shape, np.float32), valid) for _ in range(2)]
         if max(len(group) for group in job["groups"]) > 1:
             kernel.match_stack([pair, pair])
         elif job["prior"] is not None:

@@ -61,9 +61,11 @@ class SearchSection(Section):
 
 
 class CubeSection(Section):
-    """One band on one grid."""
+    """Images on one grid."""
 
-    band: str | dict[str, str] | None = Field(None, description="nir, pan, or one per sensor; empty: each sensor's own")
+    band: str | list[str] | dict[str, str] | None = Field(
+        None, description="nir, pan, several as [red, nir], or one per sensor; empty: each sensor's own"
+    )
     resolution: float | None = Field(None, description="pixel size [m]; empty: the finest native one")
     buffer: float = Field(1000.0, description="margin around the AOI [m], for stable ground")
     loader: str = Field("odc", description="odc or stackstac")

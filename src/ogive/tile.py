@@ -93,8 +93,10 @@ def try_tile(
     velocity = track(near, one, matcher)
     tile = velocity.isel(y=inner[0], x=inner[1]).compute(scheduler="synchronous")
     pixels = [slice(part.start * step, part.stop * step) for part in inner]
-    image = near["image"].isel(time=int(one["i1"].iloc[0]), y=pixels[0], x=pixels[1]).values
-    tile["image"] = (("image_y", "image_x"), np.asarray(image, np.float32), {"long_name": "image 1 under the cells"})
+    image = near["image"].isel(time=int(one["i1"].iloc[0]), y=pixels[0], x=pixels[1])
+    image = image.mean("band") if "band" in image.dims else image
+    about = {"long_name": "image 1 under the cells"}
+    tile["image"] = (("image_y", "image_x"), np.asarray(image.values, np.float32), about)
     return tile.assign_coords(
         mapping=grids.mapping(grids.coarsen(geobox[outer[0], outer[1]], step)[inner[0], inner[1]])
     )

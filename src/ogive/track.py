@@ -74,8 +74,8 @@ def track(
     PairError
         No pairs, or pairs that were made for another cube.
     ParameterError
-        The chip does not fit into the image, a prior or stack is asked of a kernel that knows none, `unreadable` is
-        neither "flag" nor "fail", or the offset is no part of a batch.
+        The chip does not fit into the image, a prior or stack is asked of a kernel that knows none, or several bands of
+        one that compares one, `unreadable` is neither "flag" nor "fail", or the offset is no part of a batch.
     GridError
         Pixels are not square, or the prior is in another coordinate system.
 
@@ -121,6 +121,8 @@ def track(
     blocks = replace(blocks, offset=offset)
     arrays = block_layer.map_overlapping(cube, [scenes[row] for row in rows], kernel, blocks, around, unreadable)
     said: dict[str, Any] = {"unreadable": unreadable}
+    if "band" in cube.dims:
+        said["bands"] = [str(name) for name in cube["band"].values]
     if stack is not None:
         said["stack"] = stack if isinstance(stack, str) else rows
     if around is not None:

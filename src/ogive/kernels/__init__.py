@@ -80,6 +80,18 @@ class Guided(Kernel, Protocol):
         """Displacements common to several pairs of like time spans."""
 
 
+@runtime_checkable
+class Multiband(Kernel, Protocol):
+    """A kernel that compares several bands at once: its windows are (h, w) or (bands, h, w), with one mask."""
+
+    @property
+    def multiband(self) -> bool:
+        """True."""
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1, bands: int = 1) -> Footprint:
+        """Upper bound of the memory of a block, as in `Kernel`, for images of so many bands."""
+
+
 @dataclass(frozen=True)
 class Custom:
     """A user's own matching function behind the kernel contract.
@@ -87,7 +99,8 @@ class Custom:
     Parameters
     ----------
     function : callable
-        `function(image1, image2, valid1, valid2)` with windows of shape (h, w); returns `(dy, dx)` or
+        `function(image1, image2, valid1, valid2)` with windows of shape (h, w); images of a cube of several bands are
+        (bands, h, w), and what is valid is so in all. Returns `(dy, dx)` or
         `(dy, dx, corr)`, each (ny, nx) with `ny = (h - 2 margin) // step`, NaN where there is no match.
     step, chip, margin : int
         Grid step, width of the area behind one vector, and halo [px].
@@ -119,19 +132,25 @@ class Custom:
         """Pixels needed beyond the output cells."""
         return self.margin
 
-    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+    @property
+    def multiband(self) -> bool:
+        """True: what becomes of the bands is the function's business."""
+        return True
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1, bands: int = 1) -> Footprint:
         """Image, mask and answers; what the function itself takes nobody knows."""
         height, width = (n * self.step + 2 * self.margin for n in cells)
         n = height * width
-        return Footprint(scene=5 * n, prepare=PREPARE * n, match=64 * cells[0] * cells[1])
+        return Footprint(scene=(4 * bands + 1) * n, prepare=PREPARE * bands * n, match=64 * cells[0] * cells[1])
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
-        """The window as it is, NaN where masked."""
+        """The window as it is, NaN where masked or, in any band, missing."""
+        valid = valid & np.isfinite(image.reshape(-1, *valid.shape)).all(0)
         return np.where(valid, image, np.float32(np.nan)), valid
 
     def match(self, first: Any, second: Any) -> Displacements:
         """Call the function and check what it returned."""
-        shape = tuple((n - 2 * self.margin) // self.step for n in first[0].shape)
+        shape = tuple((n - 2 * self.margin) // self.step for n in first[1].shape)
         result = [np.asarray(r, np.float32) for r in self.function(first[0], second[0], first[1], second[1])]
         if len(result) not in (2, 3) or any(r.shape != shape for r in result):
             raise ParameterError(
@@ -174,6 +193,7 @@ __all__ = [
     "HornSchunck",
     "HornSchunckReference",
     "Kernel",
+    "Multiband",
     "OrientationCorrelation",
     "PhaseCorrelation",
     "Raft",

@@ -25,9 +25,12 @@ Mask = NDArray[np.bool_]
 def features(image: Planes, valid: Mask, bound: float) -> tuple[Planes, Mask]:
     """Sobel gradient (y, x) of every pixel over its local strength E, the root mean square of a component nearby.
 
+    Several bands are one gradient of so many more components: its length and E are those of all bands together, so that
+    a band without contrast, flat or saturated, has hardly a part in it, and all together weigh as much as one.
+
     Parameters
     ----------
-    image : (h, w) float32
+    image : (h, w) or (bands, h, w) float32
         0 where not valid.
     valid : (h, w) bool
     bound : float
@@ -36,9 +39,9 @@ def features(image: Planes, valid: Mask, bound: float) -> tuple[Planes, Mask]:
 
     Returns
     -------
-    planes : (2, h, w) float32
+    planes : (2 bands, h, w) float32
     valid : (h, w) bool
-        False where a neighbour is masked, or all is flat.
+        False where a neighbour is masked, or all is flat in every band.
 
     Examples
     --------
@@ -47,14 +50,21 @@ def features(image: Planes, valid: Mask, bound: float) -> tuple[Planes, Mask]:
     >>> planes[:, 25, 25].round(3).tolist()
     [0.6000000238418579, 0.800000011920929]
     """
-    (gy, ok), (gx, _) = enhance.sobel_y(image, valid), enhance.sobel_x(image, valid)
-    count, strength = _boxed(ok.astype(np.float32)), _boxed(F(0.5) * (gy * gy + gx * gx))
-    # A gradient that is only the rounding of a bright constant has no direction.
-    ok = ok & (strength > F(1e-12) * count * image * image)
-    strength = np.where(ok, strength / np.maximum(count, F(1)), F(1))
-    scale = strength if math.isinf(bound) else gy * gy + gx * gx + F(bound * bound) * strength
-    over = np.where(ok, F(1) / np.sqrt(scale), F(0))
-    return np.stack([gy * over, gx * over]), ok
+    bands = image.reshape(-1, *valid.shape)
+    planes = np.empty((2 * len(bands), *valid.shape), np.float32)
+    length, strength, known = np.zeros(valid.shape, np.float32), np.zeros(valid.shape, np.float32), np.zeros_like(valid)
+    for c, band in enumerate(bands):
+        (gy, ok), (gx, _) = enhance.sobel_y(band, valid), enhance.sobel_x(band, valid)
+        count, total = _boxed(ok.astype(np.float32)), _boxed(F(0.5) * (gy * gy + gx * gx))
+        # A gradient that is only the rounding of a bright constant has no direction.
+        ok &= total > F(1e-12) * count * band * band
+        planes[2 * c], planes[2 * c + 1] = np.where(ok, gy, F(0)), np.where(ok, gx, F(0))
+        length += np.where(ok, gy * gy + gx * gx, F(0))
+        strength += np.where(ok, total / np.maximum(count, F(1)), F(0))
+        known |= ok
+    scale = strength if math.isinf(bound) else length + F(bound * bound) * strength
+    planes *= np.where(known, F(1) / np.sqrt(np.where(known, scale, F(1))), F(0))
+    return planes, known
 
 
 def _boxed(plane: Planes) -> Planes:
@@ -73,39 +83,42 @@ def _boxed(plane: Planes) -> Planes:
 
 @njit(**JIT)
 def halved(planes: Any, valid: Any) -> Any:
-    """Two feature planes and their mask at twice the pixel size: a binomial mean (1, 3, 3, 1) of the valid pixels.
+    """Feature planes and their mask at twice the pixel size: a binomial mean (1, 3, 3, 1) of the valid pixels.
 
     A coarse pixel is valid where half of the weight is.
     """
-    _, h, w = planes.shape
-    out, ok = np.zeros((2, h // 2, w // 2), np.float32), np.zeros((h // 2, w // 2), np.bool_)
+    n, h, w = planes.shape
+    out, ok = np.zeros((n, h // 2, w // 2), np.float32), np.zeros((h // 2, w // 2), np.bool_)
+    sums = np.empty(n, np.float32)
     for y in range(h // 2):
         for x in range(w // 2):
-            total = one = two = F(0)
+            total = F(0)
+            sums[:] = total
             for j in range(max(2 * y - 1, 0), min(2 * y + 3, h)):
                 for i in range(max(2 * x - 1, 0), min(2 * x + 3, w)):
                     if valid[j, i]:
                         inner = (j == 2 * y or j == 2 * y + 1, i == 2 * x or i == 2 * x + 1)
                         weight = F(3 if inner[0] else 1) * F(3 if inner[1] else 1)
                         total += weight
-                        one += weight * planes[0, j, i]
-                        two += weight * planes[1, j, i]
+                        for c in range(n):
+                            sums[c] += weight * planes[c, j, i]
             if total >= F(32):
                 ok[y, x] = True
-                out[0, y, x], out[1, y, x] = one / total, two / total
+                for c in range(n):
+                    out[c, y, x] = sums[c] / total
     return out, ok
 
 
 @njit(**JIT)
 def slopes(planes: Any, valid: Any) -> Any:
-    """Central differences of both planes (along y, along x of each), and where all of their pixels are valid."""
-    _, h, w = planes.shape
-    out, ok = np.zeros((4, h, w), np.float32), np.zeros((h, w), np.bool_)
+    """Central differences of the planes (along y, along x of each), and where all of their pixels are valid."""
+    n, h, w = planes.shape
+    out, ok = np.zeros((2 * n, h, w), np.float32), np.zeros((h, w), np.bool_)
     for y in range(1, h - 1):
         for x in range(1, w - 1):
             if valid[y, x] and valid[y - 1, x] and valid[y + 1, x] and valid[y, x - 1] and valid[y, x + 1]:
                 ok[y, x] = True
-                for c in range(2):
+                for c in range(n):
                     out[2 * c, y, x] = F(0.5) * (planes[c, y + 1, x] - planes[c, y - 1, x])
                     out[2 * c + 1, y, x] = F(0.5) * (planes[c, y, x + 1] - planes[c, y, x - 1])
     return out, ok

@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ._flow_field import RIM
-from ._flow_solver import residual
+from ._flow_solver import agreement
 from .subpixel import JIT
 
 WINDOW = 24
@@ -39,18 +39,14 @@ def evidence(
         for x in range(spare, w - spare):
             v, u = flow[0, y + RIM, x + RIM], flow[1, y + RIM, x + RIM]
             v, u = min(max(v, -limit), limit), min(max(u, -limit), limit)
-            there, a, b = residual(one, rise, known, two, seen, y, x, v, u)
-            if not there:
-                continue
-            p, q = one[0, y, x], one[1, y, x]
-            r, s = p + a[0], q + b[0]
-            out[0, y, x], out[1, y, x], out[2, y, x] = p * r + q * s, p * p + q * q, r * r + s * s
-            weight = F(1) / np.sqrt(F(1) + (a[0] * a[0] + b[0] * b[0]) * fall)
-            out[3, y, x] = weight * (a[1] * a[1] + b[1] * b[1])
-            out[4, y, x] = weight * (a[1] * a[2] + b[1] * b[2])
-            out[5, y, x] = weight * (a[2] * a[2] + b[2] * b[2])
-            out[6, y, x] = weight * (a[1] * a[0] + b[1] * b[0])
-            out[7, y, x] = weight * (a[2] * a[0] + b[2] * b[0])
+            there, products, rr, squares, slopes = agreement(one, rise, known, two, seen, y, x, v, u)
+            if there:
+                out[0, y, x], out[1, y, x], out[2, y, x] = products
+                weight = F(1) / np.sqrt(F(1) + rr * fall)
+                for c in range(3):
+                    out[3 + c, y, x] = weight * squares[c]
+                for c in range(2):
+                    out[6 + c, y, x] = weight * slopes[c]
     return out
 
 

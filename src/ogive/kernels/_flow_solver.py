@@ -65,22 +65,28 @@ def sample(plane: Any, y: Any, x: Any, v: Any, u: Any) -> Any:
 
 
 @njit(**JIT)
-def residual(one: Any, rise: Any, known: Any, two: Any, seen: Any, y: Any, x: Any, v: Any, u: Any) -> Any:
-    """Image 2 at (y + v, x + u) minus image 1 at (y, x), and the mean slopes of both: whether known, then
-    `(r, along y, along x)` of either plane."""
-    none = (F(0), F(0), F(0))
+def agreement(one: Any, rise: Any, known: Any, two: Any, seen: Any, y: Any, x: Any, v: Any, u: Any) -> Any:
+    """Image 1 at (y, x) beside image 2 at (y + v, x + u): whether both are known, then sums over their planes.
+
+    These are the products ab, aa, bb; the residual's square rr; squares of the mean slopes of both yy, yx, xx; slopes
+    times residual yr, xr.
+    """
+    ab = aa = bb = rr = yy = yx = xx = yr = xr = F(0)
     # Of the displacement alone: the position in the window would round otherwise in another window.
     fy, fx = np.floor(v), np.floor(u)
     iy, ix = y + int(fy), x + int(fx)
     h, w = known.shape
-    if not (known[y, x] and 0 <= iy < h and 0 <= ix < w and seen[iy, ix]):
-        return False, none, none
-    ty, tx = _taps(v - fy), _taps(u - fx)
-    b0, y0, x0 = sample(two[0], iy, ix, ty, tx)
-    b1, y1, x1 = sample(two[1], iy, ix, ty, tx)
-    half = F(0.5)
-    first = (b0 - one[0, y, x], half * (rise[0, y, x] + y0), half * (rise[1, y, x] + x0))
-    return True, first, (b1 - one[1, y, x], half * (rise[2, y, x] + y1), half * (rise[3, y, x] + x1))
+    there = known[y, x] and 0 <= iy < h and 0 <= ix < w and seen[iy, ix]
+    if there:
+        ty, tx = _taps(v - fy), _taps(u - fx)
+        for c in range(len(one)):
+            a = one[c, y, x]
+            b, sy, sx = sample(two[c], iy, ix, ty, tx)
+            r, sy, sx = b - a, F(0.5) * (rise[2 * c, y, x] + sy), F(0.5) * (rise[2 * c + 1, y, x] + sx)
+            ab, aa, bb, rr = ab + a * b, aa + a * a, bb + b * b, rr + r * r
+            yy, yx, xx = yy + sy * sy, yx + sy * sx, xx + sx * sx
+            yr, xr = yr + sy * r, xr + sx * r
+    return there, (ab, aa, bb), rr, (yy, yx, xx), (yr, xr)
 
 
 @njit(**JIT)
@@ -97,15 +103,10 @@ def linearise(
         for x in range(w):
             v, u = flow[0, y + RIM, x + RIM], flow[1, y + RIM, x + RIM]
             v, u = min(max(v, -limit), limit), min(max(u, -limit), limit)
-            there, a, b = residual(one, rise, known, two, seen, y, x, v, u)
-            yy = yx = xx = by = bx = F(0)
-            if there:
-                weight = F(1) / np.sqrt(F(1) + (a[0] * a[0] + b[0] * b[0]) * softness)
-                yy = weight * (a[1] * a[1] + b[1] * b[1])
-                yx = weight * (a[1] * a[2] + b[1] * b[2])
-                xx = weight * (a[2] * a[2] + b[2] * b[2])
-                by = yy * v + yx * u - weight * (a[1] * a[0] + b[1] * b[0])
-                bx = yx * v + xx * u - weight * (a[2] * a[0] + b[2] * b[0])
+            _, _, rr, (yy, yx, xx), (yr, xr) = agreement(one, rise, known, two, seen, y, x, v, u)
+            weight = F(1) / np.sqrt(F(1) + rr * softness)
+            yy, yx, xx = weight * yy, weight * yx, weight * xx
+            by, bx = yy * v + yx * u - weight * yr, yx * v + xx * u - weight * xr
             yy, xx = yy + four, xx + four
             over = F(1) / (yy * xx - yx * yx)
             out[0, y, x], out[1, y, x], out[2, y, x] = alpha * xx * over, -alpha * yx * over, alpha * yy * over

@@ -53,9 +53,9 @@ def volume(one: Any, two: Any, flow: NDArray[np.float32], limit: np.float32, fal
 
 @njit(**JIT)
 def _warped(planes: Any, seen: Any, flow: Any, limit: Any) -> Any:
-    """Both planes of image 2 where the field leads, and 1 where that is usable (3, h, w)."""
-    _, h, w = planes.shape
-    out = np.zeros((3, h, w), np.float32)
+    """The planes of image 2 where the field leads, and 1 where that is usable (planes + 1, h, w)."""
+    n, h, w = planes.shape
+    out = np.zeros((n + 1, h, w), np.float32)
     for y in range(h):
         for x in range(w):
             v, u = flow[0, y + RIM, x + RIM], flow[1, y + RIM, x + RIM]
@@ -64,9 +64,9 @@ def _warped(planes: Any, seen: Any, flow: Any, limit: Any) -> Any:
             iy, ix = y + int(fy), x + int(fx)
             if 0 <= iy < h and 0 <= ix < w and seen[iy, ix]:
                 ty, tx = _taps(v - fy), _taps(u - fx)
-                out[0, y, x] = sample(planes[0], iy, ix, ty, tx)[0]
-                out[1, y, x] = sample(planes[1], iy, ix, ty, tx)[0]
-                out[2, y, x] = F(1)
+                for c in range(n):
+                    out[c, y, x] = sample(planes[c], iy, ix, ty, tx)[0]
+                out[n, y, x] = F(1)
     return out
 
 
@@ -74,13 +74,13 @@ def _warped(planes: Any, seen: Any, flow: Any, limit: Any) -> Any:
 def _cells(planes: Any, one: Any, known: Any, moved: Any, out: Any) -> Any:
     """Means over the usable pixels of each cell: evidence, correlations beside the field, share."""
     _, ny, nx = out.shape
-    _, h, w = one.shape
+    n, h, w = one.shape
     size = 2 * SHIFTS + 1
     middle, row = size * size // 2, np.empty(w, np.float32)
     for i in range(ny):
         for y in range(CELL * i, CELL * i + CELL):
             for x in range(w):
-                row[x] = moved[2, y, x] if known[y, x] else F(0)
+                row[x] = moved[n, y, x] if known[y, x] else F(0)
             _gather(row, out[SHARE, i])
             for c in range(EVIDENCE):
                 _gather(planes[c, y], out[c, i])
@@ -89,8 +89,9 @@ def _cells(planes: Any, one: Any, known: Any, moved: Any, out: Any) -> Any:
                 if s == middle or v < 0 or v >= h:
                     continue
                 row[:] = F(0)
-                for x in range(max(0, -u), min(w, w - u)):
-                    row[x] = one[0, y, x] * moved[0, v, x + u] + one[1, y, x] * moved[1, v, x + u]
+                for c in range(n):
+                    for x in range(max(0, -u), min(w, w - u)):
+                        row[x] += one[c, y, x] * moved[c, v, x + u]
                 _gather(row, out[EVIDENCE + s - (1 if s > middle else 0), i])
         for j in range(nx):
             over = F(1) / max(out[SHARE, i, j], F(1))

@@ -55,7 +55,7 @@ def check_window(image: NDArray[np.float32], halo: int, step: int, about: str) -
         With the least width, and what it is for (`about`).
     """
     least = 2 * halo + step
-    if min(image.shape) < least:
+    if min(image.shape[-2:]) < least:
         raise ParameterError(
             "image", rule=f"must be at least {least} px wide for {about}", value=image.shape,
             fix="use a smaller chip or search, or a larger area",

@@ -181,12 +181,20 @@ class HornSchunck:
         reach = self.chip // 2 + self.median // 2 + relaxed + max(seen, started)
         return int(-(-reach // top) * top)
 
-    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+    @property
+    def multiband(self) -> bool:
+        """True: residuals of all bands are summed."""
+        return True
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1, bands: int = 1) -> Footprint:
         """Upper bound of the memory of one block of so many cells."""
         height, width = (n * self.step + 2 * self.halo() for n in cells)
         n = height * width
         pyramid = 4 / 3 if self.levels > 1 else 1
-        taken = Footprint(scene=28 * n * pyramid + n, prepare=64 * n, match=68 * n + CHOSEN * cells[0] * cells[1])
+        taken = Footprint(
+            scene=(24 * bands + 4) * n * pyramid + n, prepare=(28 * bands * pyramid + 36) * n,
+            match=68 * n + CHOSEN * cells[0] * cells[1],
+        )  # fmt: skip
         if self.start == "none":
             return taken
         starter = self._starter
@@ -194,7 +202,7 @@ class HornSchunck:
         return taken + starter.memory((inner[0], inner[1]))
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Prepared:
-        """Features of one window (h, w), and what the start needs.
+        """Features of one window (h, w) or (bands, h, w), and what the start needs.
 
         Raises
         ------
@@ -202,7 +210,7 @@ class HornSchunck:
             The window is smaller than one cell with its halo.
         """
         check_window(image, self.halo(), self.step, f"search {self.search} and {self.levels} levels")
-        valid = valid & np.isfinite(image)
+        valid = valid & np.isfinite(image.reshape(-1, *valid.shape)).all(0)
         clean = np.where(valid, image, np.float32(0)).astype(np.float32)
         planes, ok = features(clean, valid, self.bound)
         levels = []
@@ -213,8 +221,9 @@ class HornSchunck:
             levels.append(Level(planes, rise, known, sampled_where(ok)))
         start = None
         if self.start != "none":
-            inner = slice(self._offset, len(clean) - self._offset), slice(self._offset, clean.shape[1] - self._offset)
-            start = self._starter.prepare(clean[inner], valid[inner])
+            inner = tuple(slice(self._offset, n - self._offset) for n in valid.shape)
+            # To a pixel: what one broad band would show is enough.
+            start = self._starter.prepare(clean.reshape(-1, *valid.shape).mean(0)[inner], valid[inner])
         return Prepared(levels, valid, start)
 
     def match(self, first: Prepared, second: Prepared) -> dict[str, NDArray[Any]]:

@@ -102,15 +102,21 @@ class FlowNet:
         # The cells of the start lie on those of the output.
         return self._start.halo() + -(-self._card.passes * self._each // self.step) * self.step
 
-    def memory(self, cells: tuple[int, int], pairs: int = 1) -> Footprint:
+    @property
+    def multiband(self) -> bool:
+        """True: the network sees sums over all bands."""
+        return True
+
+    def memory(self, cells: tuple[int, int], pairs: int = 1, bands: int = 1) -> Footprint:
         """Upper bound of the memory of one block of so many cells."""
         more = 2 * (self.halo() - self._start.halo()) // self.step
         height, width = (side * self.step + 2 * self.halo() for side in cells)
-        start = self._start.memory((cells[0] + more, cells[1] + more), pairs)
-        return start + Footprint(match=(96 + 8 * CHANNELS / CELL**2) * height * width + RUNTIME)
+        start = self._start.memory((cells[0] + more, cells[1] + more), pairs, bands)
+        seen = 72 + 24 * bands + 8 * CHANNELS / CELL**2
+        return start + Footprint(match=seen * height * width + RUNTIME)
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Prepared:
-        """Features of one window (h, w), and what the start needs.
+        """Features of one window (h, w) or (bands, h, w), and what the start needs.
 
         Raises
         ------

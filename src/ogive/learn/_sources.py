@@ -56,6 +56,8 @@ def step_of(source: TileSource) -> int:
     if grid.geobox_of(source.ice) != own:
         raise GridError("ice", rule="must lie on the grid of the cube", fix="masks.ice(outlines, cube)")
     step = round(labels.resolution.x / own.resolution.x)
+    if "band" in source.cube.dims:
+        raise GridError("cube", rule="must have one band", value=source.cube["band"].values.tolist(), fix="open one")
     if step < 1 or grid.coarsen(own, step) != labels:
         raise GridError(
             "velocity", rule="must lie on cells of the cube", fix="track this cube, or open it on that grid"

@@ -127,7 +127,7 @@ def finetune(
     Parameters
     ----------
     cube : xr.Dataset
-        From `open_cube`.
+        From `open_cube`, of one band or several.
     pairs : pd.DataFrame
         From `make_pairs(cube)`; among them must be triplets, A with B, B with C and A with C.
     output : path
@@ -157,7 +157,7 @@ def finetune(
     ParameterError
         Weights or scenes that do not exist.
     GridError
-        The cube has several bands, or is too small.
+        The cube is too small.
     OgiveError
         The output exists, or was begun with other scenes, weights or parameters.
     """
@@ -173,6 +173,7 @@ def finetune(
         "scenes": ids, "held out": [ids[k] for k in split.held_out],
         "learned from": [[ids[k] for k in dates] for dates in split.learned],
         "grid": [*scenes.shape, float(cube["y"][0]), float(cube["x"][0])],
+        "bands": [str(name) for name in cube["band"].values] if "band" in cube.dims else [],
     }  # fmt: skip
     run = Progress(net.to(device), tuning.rate, told, stem.with_name(stem.name + ".checkpoint"))
     made = stem.with_name(stem.name + ".json")

@@ -31,7 +31,7 @@ def fields(
 ) -> Iterator[Tensor]:
     """The motion of a tile's legs (n, 2, h, w) after each pass; gradients reach the weights through the last one."""
     legs, flow = LEGS[len(part.images)][: len(part.starts)], part.starts
-    shape = part.images.shape[1:]
+    shape = part.valid.shape[1:]
     inside = np.s_[..., field.RIM : -field.RIM, field.RIM : -field.RIM]
     for _ in range(passes):
         seen = [volume(part.levels[i], part.levels[j], f, kernel.limit(), kernel.fall) for (i, j), f in zip(legs, flow)]

@@ -64,21 +64,22 @@ def mean(values: Tensor, part: Tensor) -> Tensor:
 
 
 def census(one: Tensor, two: Tensor, ok1: Tensor, ok2: Tensor, flow: Tensor) -> Tensor:
-    """How unlike each pixel's order among its neighbours is in image 1 (n, h, w) and in image 2 where the flow leads.
+    """How unlike each pixel's order among its neighbours is in image 1 (n, bands, h, w) and in image 2 where the flow
+    leads.
 
-    Gain, offset and haze change no order. Of a pixel and its neighbour both must be usable in both images.
+    Gain, offset and haze change no order. Of a pixel and its neighbour both must be usable in both images (n, h, w).
     """
-    moved = sampled(two[:, None], flow, "bicubic")[:, 0]
+    moved = sampled(two, flow, "bicubic")
     usable = ok1 & shown(ok2, flow)
-    h, w = one.shape[-2:]
+    bands, h, w = one.shape[1:]
     total, count = torch.zeros((), device=flow.device), torch.zeros((), device=flow.device)
     for v, u in _SHIFTS:
         here = (..., slice(0, h - v), slice(max(0, -u), w - max(0, u)))
         there = (..., slice(v, h), slice(max(0, u), w + min(0, u)))
         unlike = (_ternary(one[there] - one[here]) - _ternary(moved[there] - moved[here])).square()
         part = usable[here] & usable[there]
-        total = total + torch.where(part, unlike / (UNLIKE + unlike), 0).sum()
-        count = count + part.sum()
+        total = total + torch.where(part[:, None], unlike / (UNLIKE + unlike), 0).sum()
+        count = count + bands * part.sum()
     return total / count.clamp(min=1)
 
 

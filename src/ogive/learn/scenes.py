@@ -38,8 +38,8 @@ class Tile(NamedTuple):
     """The same ground at two or three dates.
 
     `levels` as `HornSchunck` sees them, the field that it found for each of `LEGS` in `starts` (n, 2, h + 2, w + 2);
-    the `images` (dates, h, w) themselves, 0 where masked, in units of their mean difference between neighbours, and
-    where they are `valid`.
+    the `images` (dates, bands, h, w) themselves, 0 where masked, in units of their mean difference between neighbours,
+    and where they are `valid` (dates, h, w).
     """
 
     levels: list[Level]
@@ -130,15 +130,10 @@ class Scenes:
     Raises
     ------
     GridError
-        The cube has several bands, or is smaller than a tile can be.
+        The cube is smaller than a tile can be.
     """
 
     def __init__(self, cube: xr.Dataset, size: int, search: int) -> None:
-        if cube["image"].dims != ("time", "y", "x"):
-            raise GridError(
-                "cube", rule="must have one band, dimensions (time, y, x)", value=cube["image"].dims,
-                fix="choose one band; the matcher compares two planes of one band",
-            )  # fmt: skip
         self.shape = cube.sizes["y"], cube.sizes["x"]
         self.size = min(size, *self.shape) // MULTIPLE * MULTIPLE
         if self.size < SMALLEST:
@@ -154,7 +149,10 @@ class Scenes:
             corner = [int(rng.integers(n - self.size + 1)) for n in self.shape]
             ys, xs = ((c - halo, c + self.size + halo) for c in corner)
             images, masks = zip(*(self._read(scene, ys, xs) for scene in dates))
-            valid = [quality.usable(mask) & np.isfinite(image) for image, mask in zip(images, masks)]
+            valid = [
+                quality.usable(mask) & np.isfinite(image.reshape(-1, *mask.shape)).all(0)
+                for image, mask in zip(images, masks)
+            ]
             shares.append(float(np.mean(np.logical_and.reduce(valid)[core])))
             found.append((images, valid))
         return tile(self.kernel, *found[int(np.argmax(shares))], back=back)
@@ -163,7 +161,7 @@ class Scenes:
 def tile(
     kernel: HornSchunck, images: Sequence[NDArray[np.float32]], valid: Sequence[NDArray[np.bool_]], *, back: bool
 ) -> Tile:
-    """Windows of the same ground, the kernel's halo included, as a tile.
+    """Windows of the same ground, (h, w) or (bands, h, w), the kernel's halo included, as a tile.
 
     Examples
     --------
@@ -171,7 +169,7 @@ def tile(
     >>> images = [rng.standard_normal((64 + 2 * kernel.halo(),) * 2).astype("f4")] * 2
     >>> made = tile(kernel, images, [np.isfinite(image) for image in images], back=False)
     >>> made.images.shape, made.starts.shape
-    ((2, 64, 64), (1, 2, 66, 66))
+    ((2, 1, 64, 64), (1, 2, 66, 66))
     """
     halo = kernel.halo()
     prepared = [kernel.prepare(image, ok) for image, ok in zip(images, valid)]
@@ -180,13 +178,16 @@ def tile(
     core = np.s_[halo:-halo, halo:-halo]
     return Tile(
         [window.inner(halo).levels[0] for window in prepared],
-        np.stack([_scaled(image[core], ok[core]) for image, ok in zip(images, valid)]),
+        np.stack([
+            [_scaled(band[core], ok[core]) for band in image.reshape(-1, *ok.shape)]
+            for image, ok in zip(images, valid)
+        ]),
         np.stack([ok[core] for ok in valid]), np.stack(starts),
     )  # fmt: skip
 
 
 def _scaled(image: NDArray[np.float32], ok: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The image in units of its mean difference between neighbours, 0 where masked."""
+    """A band in units of its mean difference between neighbours, 0 where masked."""
     clean = np.where(ok, image, np.float32(0))
     steps = np.concatenate([np.abs(np.diff(clean, axis=axis))[_both(ok, axis)] for axis in (0, 1)])
     unit = steps.mean(dtype=np.float64) if steps.any() else 1.0

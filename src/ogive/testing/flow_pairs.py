@@ -52,7 +52,7 @@ class FlowPair:
 
     Attributes
     ----------
-    image1, image2 : (rows, columns) uint16 arrays
+    image1, image2 : (rows, columns) or (bands, rows, columns) uint16 arrays
     displacement : callable
         `displacement(y, x) -> (dy, dx)`, all in px; y, x are positions in image 1, rows count down.
     scored : (rows, columns) bool array
@@ -66,8 +66,9 @@ class FlowPair:
 
 
 def flow_pair(
-    level: str | Level, seed: int, size: int = 256, *, texture: NDArray[Any] | None = None, fastest: float = FASTEST
-) -> FlowPair:
+    level: str | Level, seed: int, size: int = 256, *, texture: NDArray[Any] | None = None, fastest: float = FASTEST,
+    band: int = 0,
+) -> FlowPair:  # fmt: skip
     """One pair, the same for the same arguments.
 
     Parameters
@@ -82,6 +83,8 @@ def flow_pair(
         of fractal noise, foliation, ogives and boulders.
     fastest : float
         Largest displacement [px].
+    band : int
+        Bands of other numbers have another noise; motion, light and snow are the same.
 
     Raises
     ------
@@ -120,9 +123,10 @@ def flow_pair(
         images[1] = images[1] * (1 - cover) + cover * (0.75 + 0.02 * noise(rng, n, 1.5))
         images[1] = images[1] * (1 + rng.uniform(-1, 1) * what.gain) + rng.uniform(-0.03, 0.03)
     inner = slice(MARGIN, -MARGIN)
+    sensor = rng if band == 0 else np.random.default_rng((seed, band))
     # Sentinel-2's digital numbers.
     digital = [
-        np.clip(np.round(1e4 * (image + what.noise * rng.standard_normal(image.shape))), 1, 65535).astype(np.uint16)
+        np.clip(np.round(1e4 * (image + what.noise * sensor.standard_normal(image.shape))), 1, 65535).astype(np.uint16)
         for image in images
     ]
     dy, dx = valley.displacement(y, x)

@@ -17,10 +17,11 @@ FASTER = 0.5
 
 
 def prepared(kernel: Kernel, image: NDArray[Any]) -> Any:
-    """A whole image with a halo of no data."""
+    """A whole image, of one band or several, with a halo of no data."""
     halo = kernel.halo()
-    inside = np.pad(np.ones(image.shape, bool), halo)
-    return kernel.prepare(np.pad(image.astype(np.float32), halo), inside)
+    wider = [(0, 0)] * (image.ndim - 2) + [(halo, halo)] * 2
+    inside = np.pad(np.ones(image.shape[-2:], bool), halo)
+    return kernel.prepare(np.pad(image.astype(np.float32), wider), inside)
 
 
 def scored(kernel: Kernel, pair: FlowPair) -> dict[str, NDArray[Any]]:
@@ -31,7 +32,7 @@ def scored(kernel: Kernel, pair: FlowPair) -> dict[str, NDArray[Any]]:
     truth = np.stack(pair.displacement(centre[:, None], centre[None]))
     ice = pair.scored[: n * step, : n * step].reshape(n, step, n, step)[:, step // 2 - 1 : step // 2 + 1]
     ice = np.asarray(ice[..., step // 2 - 1 : step // 2 + 1].all((1, 3)))
-    inner = (centre > EDGE) & (centre < len(pair.image1) - EDGE)
+    inner = (centre > EDGE) & (centre < len(pair.scored) - EDGE)
     where = ice & inner[:, None] & inner
     vectors, sigma = (np.stack([found[f"dy{n}"], found[f"dx{n}"]]) for n in ("", "_error"))
     return {"error": (vectors - truth)[:, where], "sigma": sigma[:, where], "truth": truth[:, where]}

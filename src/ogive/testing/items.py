@@ -127,6 +127,7 @@ def _landsat(plan: ScenePlan, cloud_cover: float) -> dict[str, Any]:
 
 _BANDS: dict[str, dict[str, Any]] = {
     "nir": {"title": "NIR 1 (band 8) - 10m", "name": "B08", "common_name": "nir", "center_wavelength": 0.842},
+    "red": {"title": "Red (band 4) - 10m", "name": "B04", "common_name": "red", "center_wavelength": 0.665},
     "pan": {"title": "Panchromatic Band (B8)", "name": "B8", "common_name": "pan", "center_wavelength": 0.59},
     "scl": {"title": "Scene classification map (SCL)"},
     "qa_pixel": {"title": "Pixel Quality Assessment Band"},
@@ -135,13 +136,13 @@ _BANDS: dict[str, dict[str, Any]] = {
 
 def _asset(key: str, href: str, box: GeoBox, *, after_offset: bool) -> pystac.Asset:
     band = dict(_BANDS[key])
-    title, image = band.pop("title"), key in ("nir", "pan")
+    title, image = band.pop("title"), key in ("nir", "red", "pan")
     raster: dict[str, Any] = {
         "data_type": "uint8" if key == "scl" else "uint16",
         "spatial_resolution": box.resolution.x,
     }
     raster["nodata"] = 1 if key == "qa_pixel" else 0  # an empty quality pixel has bit 0 set
-    if key == "nir":
+    if key in ("nir", "red"):
         raster |= {"scale": 0.0001, "offset": -0.1 if after_offset else 0.0}
     elif key == "pan":
         raster |= {"scale": LANDSAT_SCALE, "offset": LANDSAT_OFFSET}

@@ -42,6 +42,8 @@ class WorldSpec:
         Whether some scenes lack a corner, as at the edge of a swath.
     speed : float
         Centre-line speed far from the front [m per 365 d].
+    red : bool
+        Whether Sentinel-2 scenes have a red band beside the near-infrared one: the same ground, another noise.
 
     Examples
     --------
@@ -61,6 +63,7 @@ class WorldSpec:
     snow: bool = True
     wedge: bool = True
     speed: float = 320.0
+    red: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_sentinel2", "n_landsat", "noise", "misregistration"):

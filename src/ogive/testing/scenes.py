@@ -54,6 +54,8 @@ class Scene:
         Azimuth and elevation [degrees].
     cloud_cover : float
         Percent of the valid class pixels that are cloud or cirrus (Sentinel-2), cloud (Landsat).
+    red : uint16 array or None
+        As `image`, the red band.
     """
 
     plan: ScenePlan
@@ -63,6 +65,7 @@ class Scene:
     class_grid: GeoBox
     sun: tuple[float, float]
     cloud_cover: float
+    red: NDArray[np.uint16] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def make_world(folder: str | Path, spec: WorldSpec | None = None, *, seed: int =
     plans = plan_scenes(spec, seed=seed)
 
     def work(plan: ScenePlan) -> pystac.Item:
-        scene = render(surface, plan, noise=spec.noise)
+        scene = render(surface, plan, noise=spec.noise, red=spec.red and plan.sensor == "sentinel-2")
         logger.debug("rendered %s", plan.id)
         return _write_scene(folder, scene)
 
@@ -160,7 +163,7 @@ def make_surface(spec: WorldSpec, *, seed: int = 0) -> Surface:
     return Surface(glacier, reference=reference, seed=seed, decorrelation=spec.decorrelation, snow=spec.snow)
 
 
-def render(surface: Surface, plan: ScenePlan, *, noise: float) -> Scene:
+def render(surface: Surface, plan: ScenePlan, *, noise: float, red: bool = False) -> Scene:
     """Render one scene.
 
     Parameters
@@ -169,6 +172,8 @@ def render(surface: Surface, plan: ScenePlan, *, noise: float) -> Scene:
     plan : ScenePlan
     noise : float
         Sensor noise, 1 sigma [reflectance].
+    red : bool
+        Also the red band, of Sentinel-2.
 
     Returns
     -------
@@ -186,7 +191,8 @@ def render(surface: Surface, plan: ScenePlan, *, noise: float) -> Scene:
         image_grid, class_grid = glacier.geobox(10), glacier.geobox(20)
         seen = _seen(surface, plan, sky, image_grid, sun)
         # Bottom-of-atmosphere reflectance, corrected for the sun; offset since baseline 04.00.
-        numbers = (seen + noise * rng.standard_normal(seen.shape)) * 1e4 + (1000 if plan.time >= OFFSET_DATE else 0)
+        add = 1000 if plan.time >= OFFSET_DATE else 0
+        numbers = (seen + noise * rng.standard_normal(seen.shape)) * 1e4 + add
     else:
         class_grid = glacier.geobox(30, inset=15)
         # As in real files: the first pixel centres of both grids coincide, so every second one does.
@@ -197,11 +203,16 @@ def render(surface: Surface, plan: ScenePlan, *, noise: float) -> Scene:
         seen = fine.reshape(rows, 2, columns, 2).mean(axis=(1, 3))
         seen = (seen + noise * rng.standard_normal(seen.shape)) * np.sin(np.deg2rad(sun[1]))
         numbers = (seen - LANDSAT_OFFSET) / LANDSAT_SCALE
-    image = np.clip(np.round(numbers), 1, 65535).astype(np.uint16)
+    images = [numbers]
+    if red:
+        # Ice is a little brighter in red light.
+        images.append((1.1 * seen + noise * rng.standard_normal(seen.shape)) * 1e4 + add)
+    image, *other = (np.clip(np.round(band), 1, 65535).astype(np.uint16) for band in images)
     if plan.wedge:
-        image[_wedge(glacier, image_grid)] = 0
+        for band in (image, *other):
+            band[_wedge(glacier, image_grid)] = 0
     classes, cover = _classes(surface, plan, sky, class_grid, sun)
-    return Scene(plan, image, classes, image_grid, class_grid, sun, cover)
+    return Scene(plan, image, classes, image_grid, class_grid, sun, cover, *other)
 
 
 def _subgrid(grid: GeoBox, resolution: float, *, shape: tuple[int, int], inset: float) -> GeoBox:
@@ -261,9 +272,10 @@ def _columns(tests: list[tuple[NDArray[np.bool_], int]]) -> tuple[list[NDArray[n
 
 def _write_scene(folder: Path, scene: Scene) -> pystac.Item:
     keys = ("nir", "scl") if scene.plan.sensor == "sentinel-2" else ("pan", "qa_pixel")
+    files = dict(zip(keys, ((scene.image, scene.image_grid), (scene.classes, scene.class_grid)), strict=True))
+    files |= {} if scene.red is None else {"red": (scene.red, scene.image_grid)}
     assets = {}
-    arrays = ((scene.image, scene.image_grid), (scene.classes, scene.class_grid))
-    for key, (array, grid) in zip(keys, arrays, strict=True):
+    for key, (array, grid) in files.items():
         path = folder / "scenes" / scene.plan.id / f"{key}.tif"
         path.parent.mkdir(exist_ok=True)
         write_cog(path, array, grid, nodata=QA_FILL if key == "qa_pixel" else 0, labels=key in ("scl", "qa_pixel"))
