@@ -222,6 +222,14 @@ def test_parameters_reach_the_run_file(app: App) -> None:
     assert (session.config.stable.buffer, session.config.invert.every) == (150.0, "20D")
     p.series_on.value = False
     assert session.config.invert is None
+    for text, band in (
+        ("[red, nir]", ["red", "nir"]),
+        ("{landsat: pan}", {"landsat": "pan"}),
+        ("nir", "nir"),
+        ("", None),
+    ):
+        p.cube.controls["band"].value = text
+        assert session.config.cube.band == band
     p.choice.value = "phase"
     assert session.config.kernel == {"name": "phase"}
     assert not app.errors

@@ -129,7 +129,9 @@ def value(parameter: Parameter, made: Any) -> Any:
     text = made.value.strip()
     if not text:
         return None
-    if parameter.kind is str or (str in get_args(parameter.kind) and get_origin(parameter.kind) is not tuple):
+    kinds = get_args(parameter.kind)
+    several = text[0] in "[{" and any(get_origin(kind) in (list, dict) for kind in kinds)
+    if not several and (parameter.kind is str or (str in kinds and get_origin(parameter.kind) is not tuple)):
         return text
     try:
         return _plain(plain_yaml(text))
