@@ -6,6 +6,8 @@ their pods, and the pods are held against the schemas of Kubernetes.
 
 import asyncio
 import copy
+import json
+import os
 import re
 import tomllib
 from importlib.metadata import distribution
@@ -148,6 +150,43 @@ def problems(values: Any, chart: str) -> list[str]:
     validator = jsonschema.Draft202012Validator({**schema, "$ref": f"#/$defs/{chart}"})
     jsonschema.Draft202012Validator.check_schema(schema)
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(values)]
+
+
+def refused(values: Any, charts: Path) -> list[str]:
+    """What the schemas refuse that come with the charts, of values on top of the charts' own: what Helm does."""
+    found = []
+    for name, part in (values if "jupyterhub" in values else {"dask-gateway": values}).items():
+        schema = json.loads((charts / name / "values.schema.json").read_text())
+        whole = {"global": {}} | merged(yaml.safe_load((charts / name / "values.yaml").read_text()), part)
+        for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(whole):
+            found.append(f"{name} {error.json_path}: {error.message}")
+    return found
+
+
+# Where `helm pull --untar` has left the charts of daskhub: no package has them.
+CHARTS = [Path(os.environ["OGIVE_CHARTS"])] if "OGIVE_CHARTS" in os.environ else []
+
+
+def small_charts(folder: Path) -> Path:
+    """Charts that know the first names of our values, and want one that only their own values have."""
+    known = {"jupyterhub": HUBS["daskhub"] | HUBS["kind"], "dask-gateway": VALUES["gateway"]}
+    for chart, names in known.items():
+        (folder / chart).mkdir()
+        schema = {"properties": dict.fromkeys([*names, "global", "rbac"], True), "additionalProperties": False}
+        (folder / chart / "values.schema.json").write_text(json.dumps({**schema, "required": ["rbac"]}))
+        (folder / chart / "values.yaml").write_text("rbac: {create: true}\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("charts", [None, *CHARTS], ids=lambda charts: "own" if charts else "small")
+def test_charts_take_the_values(name: str, charts: Path | None, tmp_path: Path) -> None:
+    charts = charts or small_charts(tmp_path)
+    assert refused(VALUES[name], charts) == []
+    chart, wrong = ("dask-gateway", {"typo": 1}) if name == "gateway" else ("jupyterhub", {"jupyterhub": {"typo": 1}})
+    (problem,) = refused(merged(VALUES[name], wrong), charts)
+    assert problem.startswith(f"{chart} $")
+    assert "'typo' was unexpected" in problem
 
 
 @pytest.mark.parametrize("name", VALUES)
