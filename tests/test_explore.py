@@ -222,6 +222,14 @@ def test_parameters_reach_the_run_file(app: App) -> None:
     assert (session.config.stable.buffer, session.config.invert.every) == (150.0, "20D")
     p.series_on.value = False
     assert session.config.invert is None
+    whole = p.whole.controls
+    whole["stack"].value, whole["points"].value = "30D", "{upper: [423100, 5147000]}"
+    assert (session.config.stack, session.config.points) == ("30D", {"upper": (423100.0, 5147000.0)})
+    whole["stack"].value = whole["points"].value = ""
+    assert (session.config.stack, session.config.points) == (None, {})
+    whole["profile"].value = "[[423100, 5147000]"
+    assert "profile: cannot be read" in p.notice.text
+    whole["profile"].value = ""
     for text, band in (
         ("[red, nir]", ["red", "nir"]),
         ("{landsat: pan}", {"landsat": "pan"}),

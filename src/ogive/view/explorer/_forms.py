@@ -4,7 +4,8 @@ import html
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import ipywidgets
 import yaml
@@ -129,9 +130,10 @@ def value(parameter: Parameter, made: Any) -> Any:
     text = made.value.strip()
     if not text:
         return None
-    kinds = get_args(parameter.kind)
+    one_of = get_origin(parameter.kind) in (Union, UnionType)
+    kinds = get_args(parameter.kind) if one_of else (parameter.kind,)
     several = text[0] in "[{" and any(get_origin(kind) in (list, dict) for kind in kinds)
-    if not several and (parameter.kind is str or (str in kinds and get_origin(parameter.kind) is not tuple)):
+    if str in kinds and not several:
         return text
     try:
         return _plain(plain_yaml(text))

@@ -10,7 +10,7 @@ from ...errors import PairError, ParameterError
 from ...grid import geobox_of
 from ...itslive import itslive_cubes
 from ...kernels import KERNELS, Custom, Kernel
-from ...run import CubeSection, InvertSection, StableSection, prepare
+from ...run import CubeSection, InvertSection, RunConfig, StableSection, prepare
 from ...store import open_velocity
 from ...summary import FILTERS
 from ...tile import try_tile
@@ -35,6 +35,8 @@ _NAMES = {
     "raft": "RAFT, to compare with",
 }
 _SET_BY_TRACK = ("prior",)
+_WHOLE = ("title", "stack", "unreadable", "points", "profile", "background")
+"""Fields of the run file that are in no section, and in no other step."""
 
 
 class Parameters:
@@ -75,6 +77,8 @@ class Parameters:
         self.stable = Form(StableSection, config.stable.model_dump())
         self.series_on = ipywidgets.Checkbox(config.invert is not None, description="make a time series", indent=False)
         self.series = Form(InvertSection, {} if config.invert is None else config.invert.model_dump())
+        others = tuple(RunConfig.model_fields.keys() - set(_WHOLE))
+        self.whole = Form(RunConfig, config.model_dump(), others)
         self.given |= config.filters
         self.filter_on = {
             key: ipywidgets.Checkbox(key in config.filters, description=key.replace("_", " "), indent=False)
@@ -102,6 +106,7 @@ class Parameters:
             "Stable ground and masks": self.stable.widget,
             "Filters and filling, in this order": ipywidgets.VBox(list(self._filter_rows.values())),
             "Time series": ipywidgets.VBox([self.series_on, self.series.widget]),
+            "Stacks, and what the report shows": self.whole.widget,
         }
         made = ipywidgets.Accordion(list(parts.values()), selected_index=0)
         for k, text in enumerate(parts):
@@ -111,7 +116,7 @@ class Parameters:
 
     def _watch(self) -> None:
         self.choice.observe(self.changed, "value")
-        for form in (self.cube, self.stable, self.series):
+        for form in (self.cube, self.stable, self.series, self.whole):
             form.on_change(self.changed)
         for box in (*self.filter_on.values(), self.series_on):
             box.observe(self.changed, "value")
@@ -162,6 +167,7 @@ class Parameters:
                 kernel=written, cube=self.cube.values(), stable=self.stable.values(),
                 filters={key: self.form(key).changed() for key in used},
                 invert=self.series.values() if self.series_on.value else None,
+                **{k: self.whole.fields[k].default if v is None else v for k, v in self.whole.values().items()},
             )  # fmt: skip
 
     @guarded
