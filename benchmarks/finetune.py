@@ -25,7 +25,14 @@ from ogive.testing.plan import WorldSpec
 from ogive.testing.scenes import make_world
 
 SPEC = WorldSpec(
-    size_km=(3.8, 4.8), n_sentinel2=16, n_landsat=0, start="2022-05-20", end="2022-09-20", cloud=0.1, decorrelation=0.8
+    size_km=(3.8, 4.8),
+    n_sentinel2=16,
+    n_landsat=0,
+    start="2022-05-20",
+    end="2022-09-20",
+    cloud=0.1,
+    decorrelation=0.8,
+    red=True,
 )
 LATER = 5
 """Scenes kept apart."""
@@ -36,15 +43,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="flow-net-1")
     parser.add_argument("--folder", type=Path, default=Path("finetune-benchmark"))
+    parser.add_argument("--bands", nargs="+", default=["nir"], help="nir, red or both")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--synthetic", type=int, default=Tuning().synthetic)
     parser.add_argument("--census", type=float, default=Tuning().census)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     world = make_world(given.folder / "world", SPEC)
-    cube = og.open_cube(og.search(None, source=given.folder / "world" / "items.json")).load()
+    cube = og.open_cube(og.search(None, source=given.folder / "world" / "items.json"), given.bands).load()
     earlier, later = (cube.isel(time=part) for part in (slice(None, -LATER), slice(-LATER, None)))
-    output, started = given.folder / f"tuned-{given.synthetic}-{given.census}", time.perf_counter()
+    name = f"tuned-{given.synthetic}-{given.census}-{'-'.join(given.bands)}"
+    output, started = given.folder / name, time.perf_counter()
     tuned = finetune(
         earlier, og.make_pairs(earlier, days=DAYS, same_orbit=False), output,
         weights=given.weights, tuning=Tuning(steps=given.steps, synthetic=given.synthetic, census=given.census),
