@@ -360,7 +360,7 @@ def test_the_tables_of_the_page_are_those_of_the_kept_run() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     page = (root / "docs/flow.md").read_text()
     parts = [part for part in done.stdout.split("\n\n") if part.startswith("|")]
-    assert len(parts) == 6
+    assert len(parts) == 7
     for part in parts:
         assert part in page
     assert not json.loads((root / "benchmarks/flow.json").read_text())["quick"]
