@@ -1,7 +1,7 @@
 """Dense flow beside NCC: error, bias, error bars, seams and cost on synthetic glaciers; the demo and a real pair.
 
-`python benchmarks/flow.py --json benchmarks/flow.json` does all of it in twenty-five minutes, `--quick` a part without the
-real data and the demo glacier. A matcher joins by its name in `MATCHERS`.
+`python benchmarks/flow.py --json benchmarks/flow.json` does all of it in twenty-five minutes, `--quick` a part
+without the real data and the demo glacier. A matcher joins by its name in `MATCHERS`.
 """
 
 import shutil
