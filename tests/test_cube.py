@@ -394,14 +394,44 @@ def test_a_pixel_that_one_band_lacks_is_not_usable(banded) -> None:
     assert both == red == pytest.approx(1 - 40 / 150, abs=0.02)
 
 
+@pytest.mark.real
+def test_bands_of_a_real_scene(data) -> None:
+    """Two bands of 100 m (overviews, as they are published) and one of 200 m."""
+    folder = data / "masks" / "s2_l2a_29RKH_cog"
+    scene = pystac.Item.from_file(folder / "S2A_29RKH_20200219_0_L2A.json")
+    names = {"red": "B04", "nir": "B08", "swir16": "B11", "scl": "SCL"}
+    scene.assets = {key: scene.assets[key] for key in names}
+    raw = {}
+    for key, name in names.items():
+        with rasterio.open(folder / f"{name}.tif") as file:
+            raw[key] = file.read(1)
+            place = {"proj:transform": list(file.transform)[:6], "proj:shape": list(file.shape)}
+        scene.assets[key].href = str(folder / f"{name}.tif")
+        scene.assets[key].extra_fields |= place
+    cube = og.open_cube([scene], ["swir16", "red", "nir"])
+    assert cube["image"].shape == (1, 3, *raw["red"].shape)
+    image = cube["image"].isel(time=0)
+    for key in ("red", "nir"):
+        known = raw[key] > 0
+        np.testing.assert_allclose(image.sel(band=key).values[known] * 1e4, raw[key][known], atol=0.01)
+        assert np.isnan(image.sel(band=key).values[~known]).all()
+    means = image.sel(band="swir16").values[:1096, :1096].reshape(548, 2, 548, 2).mean((1, 3)) * 1e4
+    both = np.isfinite(means) & (raw["swir16"][:548, :548] > 0)
+    assert both.mean() > 0.5
+    # Resampled to the finest band by cubic convolution: the same brightness, to a few percent.
+    assert np.median(np.abs(means - raw["swir16"][:548, :548])[both] / raw["swir16"][:548, :548][both]) < 0.02
+
+
 def test_one_band_in_a_list_is_one_band(banded) -> None:
     assert og.open_cube([banded()], ["nir"])["image"].identical(og.open_cube([banded()], "nir")["image"])
 
 
 def test_bands_that_are_wrong_are_named(banded) -> None:
-    for names in (["nir", "nir"], []):
-        with pytest.raises(ParameterError, match="band: must name each band once"):
-            og.open_cube([banded()], names)
+    with pytest.raises(ParameterError, match=r"band: must name each band once \(found \['nir', 'nir'\]\)"):
+        og.open_cube([banded()], ["nir", "nir"])
+    for wrong in ([], 3, ["nir", 3], {"sentinel-2": ["nir", "red"]}, {}):
+        with pytest.raises(ParameterError, match="band: must be a name, several, or one for each sensor"):
+            og.open_cube([banded()], wrong)
     with pytest.raises(ItemError, match=r"has no band 'green'.*\['red', 'nir'\]"):
         og.open_cube([banded()], ["nir", "green"])
 

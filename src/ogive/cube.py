@@ -157,9 +157,9 @@ def open_cube(
     GridError
         Scenes in several coordinate systems, an AOI outside every scene, or almost congruent grids.
     ParameterError
-        Unknown loader or signer, a resolution that is not positive, or a band that is named twice.
+        Unknown loader or signer, a resolution that is not positive, or bands that are no names or named twice.
     """
-    band = band if band is None or isinstance(band, str | Mapping) else _named(band)
+    band = _named(band)
     several = band if isinstance(band, tuple) else ()
     ordered = [item for _, item in sorted(((_time(item), item) for item in items), key=lambda t: (t[0], str(t[1].id)))]
     if not ordered:
@@ -244,11 +244,20 @@ def _time(item: pystac.Item) -> np.datetime64:
         return (utc.tz_convert("UTC").tz_localize(None) if utc.tzinfo else utc).as_unit("ns").to_datetime64()
 
 
-def _named(names: Sequence[str]) -> str | tuple[str, ...]:
-    """Names of several bands, or the one name."""
-    if len(set(names)) < len(names) or not names:
-        raise ParameterError("band", rule="must name each band once", value=list(names), fix='["red", "nir"]')
-    return tuple(names) if len(names) > 1 else names[0]
+def _named(band: Any) -> str | tuple[str, ...] | Mapping[str, str] | None:
+    """A band's name, several, or one for each sensor; several are two and more."""
+    if band is None or isinstance(band, str):
+        return band
+    names = list(band.values() if isinstance(band, Mapping) else band) if isinstance(band, Iterable) else [band]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ParameterError(
+            "band", rule="must be a name, several, or one for each sensor", value=repr(band), fix='["red", "nir"]'
+        )
+    if isinstance(band, Mapping):
+        return band
+    if len(set(names)) < len(names):
+        raise ParameterError("band", rule="must name each band once", value=names, fix='["red", "nir"]')
+    return tuple(names) if len(names) > 1 else str(names[0])
 
 
 def _scene(item: pystac.Item, band: str | Sequence[str] | Mapping[str, str] | None, sign: Sign | str | None) -> Scene:

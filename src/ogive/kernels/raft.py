@@ -31,7 +31,7 @@ EDGE = -(-(1 + STRENGTH + 1) // CELL) * CELL
 UNSURE, FILL = 1.0, 6
 """The relaxation starts from the median of the flow; cells whose errors are larger [px] have no part in it, and where
 most are, those up to so many cells away give the start."""
-RUNTIME = 160e6
+RUNTIME = 110e6
 """Bytes of a session and its patches."""
 Planes = NDArray[np.float32]
 
