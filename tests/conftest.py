@@ -1,9 +1,12 @@
 """Shared by the tests: the real data folder, and small cubes whose pixels are a known function of map position."""
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,12 @@ def no_client_left_behind() -> Iterator[None]:
 def data() -> Path:
     """The folder of real data."""
     return DATA
+
+
+@pytest.fixture
+def clock() -> SimpleNamespace:
+    """Stands in for `time`: a second passes at each look."""
+    return SimpleNamespace(monotonic=partial(next, itertools.count(1.0)))
 
 
 def make_item(number: int, date: str, grid: GeoBox = GRID, **properties: Any) -> pystac.Item:

@@ -230,22 +230,11 @@ def test_held_out_scenes_are_never_learned_from(cube, pairs, start, tmp_path, mo
 # --- the whole ---
 
 
-class Clock:
-    """A second passes at each look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
-
-
-def test_an_interruption_changes_no_bit(cube, pairs, start, tmp_path, monkeypatch) -> None:
+def test_an_interruption_changes_no_bit(cube, pairs, start, tmp_path, monkeypatch, clock) -> None:
     learn = functools.partial(tuned.finetune, cube, pairs, weights=str(start), tuning=QUICK, report=lambda line: None)
     whole = learn(tmp_path / "mine")
     (tmp_path / "parts").mkdir()
-    monkeypatch.setattr(tuned, "time", Clock())
+    monkeypatch.setattr(tuned, "time", clock)
     legs = 0
     while (parts := learn(tmp_path / "parts" / "mine", minutes=1.5 / 60)) is None:
         legs += 1

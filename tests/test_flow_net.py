@@ -301,21 +301,10 @@ def test_the_weights_of_another_kernel_are_refused(copied) -> None:
 TINY = functools.partial(learn.Recipe, steps=4, chapter=2, repeats=2, batch=2, size=96, width=8, apart=(1,))
 
 
-class Clock:
-    """A second passes at each look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
-
-
-def test_training_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch) -> None:
+def test_training_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch, clock) -> None:
     recipe = TINY()
     whole = learn.train(recipe, tmp_path / "whole", report=lambda line: None)
-    monkeypatch.setattr(learn, "time", Clock())
+    monkeypatch.setattr(learn, "time", clock)
     legs = 0
     while (parts := learn.train(recipe, tmp_path / "parts", minutes=2.5 / 60, report=lambda line: None)) is None:
         legs += 1

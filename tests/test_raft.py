@@ -290,22 +290,11 @@ def test_a_part_of_a_sample_is_where_its_truth_says() -> None:
     assert len(set(shifts)) == 4
 
 
-class Clock:
-    """A second passes at each look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
-
-
-def test_training_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch) -> None:
+def test_training_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch, clock) -> None:
     small = {"steps": 3, "chapter": 2, "repeats": 2, "batch": 1, "size": 160, "width": 8, "passes": 2}
     recipe = trainer.recipe_of("raft", **small)
     whole = trainer.train(recipe, tmp_path / "whole", report=lambda line: None)
-    monkeypatch.setattr(trainer, "time", Clock())
+    monkeypatch.setattr(trainer, "time", clock)
     legs = 0
     while (parts := trainer.train(recipe, tmp_path / "parts", minutes=2.5 / 60, report=lambda line: None)) is None:
         legs += 1
