@@ -85,11 +85,10 @@ def test_a_larger_block_and_a_stack_take_more(name) -> None:
         assert kernel.memory((64, 64)).scene > NCC(refine="quadric").memory((64, 64)).scene
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [name for name, make in KERNELS.items() if isinstance(make(), Multiband)])
 def test_every_band_takes_more(name) -> None:
     kernel = KERNELS[name]()
-    if not isinstance(kernel, Multiband):
-        return
+    assert isinstance(kernel, Multiband)
     one, three = (kernel.memory((32, 32), 1, bands) for bands in (1, 3))
     assert one == kernel.memory((32, 32))
     assert 1.5 * one.scene < three.scene < 3 * one.scene
