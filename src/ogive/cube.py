@@ -225,8 +225,7 @@ def usable_share(
 
 def _usable(scene: xr.Dataset) -> float:
     try:
-        image = np.isfinite(scene["image"].values)
-        good = quality.usable(scene["mask"].values) & image.reshape(-1, *image.shape[-2:]).all(0)
+        good = quality.usable(scene["mask"].values) & quality.finite(scene["image"].values)
     except ReadError as error:
         if not error.permanent:
             raise

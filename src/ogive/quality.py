@@ -75,6 +75,17 @@ def decode(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     return mask
 
 
+def finite(image: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Pixels (h, w) that no band of an image (h, w) or (bands, h, w) lacks.
+
+    Examples
+    --------
+    >>> finite(np.array([[[0.1, 0.2]], [[np.nan, 0.3]]])).tolist()
+    [[False, True]]
+    """
+    return np.asarray(np.isfinite(image).reshape(-1, *image.shape[-2:]).all(0), bool)
+
+
 def usable(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """True where a pixel may take part in matching."""
     return np.asarray((mask & UNUSABLE) == 0, bool)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import flags
 from ..errors import ParameterError
+from ..quality import finite
 from ._memory import PREPARE, Footprint
 from .flow import HornSchunck, HornSchunckReference
 from .flow_net import FlowNet
@@ -145,7 +146,7 @@ class Custom:
 
     def prepare(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Any:
         """The window as it is, NaN where masked or, in any band, missing."""
-        valid = valid & np.isfinite(image.reshape(-1, *valid.shape)).all(0)
+        valid = valid & finite(image)
         return np.where(valid, image, np.float32(np.nan)), valid
 
     def match(self, first: Any, second: Any) -> Displacements:

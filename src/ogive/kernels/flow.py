@@ -24,6 +24,7 @@ from scipy.ndimage import median_filter
 
 from .. import flags
 from ..errors import ParameterError
+from ..quality import finite
 from . import _flow_field as field
 from . import _flow_judge as judge
 from . import _flow_solver as solver
@@ -210,7 +211,7 @@ class HornSchunck:
             The window is smaller than one cell with its halo.
         """
         check_window(image, self.halo(), self.step, f"search {self.search} and {self.levels} levels")
-        valid = valid & np.isfinite(image.reshape(-1, *valid.shape)).all(0)
+        valid = valid & finite(image)
         clean = np.where(valid, image, np.float32(0)).astype(np.float32)
         planes, ok = features(clean, valid, self.bound)
         levels = []

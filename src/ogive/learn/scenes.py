@@ -149,10 +149,7 @@ class Scenes:
             corner = [int(rng.integers(n - self.size + 1)) for n in self.shape]
             ys, xs = ((c - halo, c + self.size + halo) for c in corner)
             images, masks = zip(*(self._read(scene, ys, xs) for scene in dates))
-            valid = [
-                quality.usable(mask) & np.isfinite(image.reshape(-1, *mask.shape)).all(0)
-                for image, mask in zip(images, masks)
-            ]
+            valid = [quality.usable(mask) & quality.finite(image) for image, mask in zip(images, masks)]
             shares.append(float(np.mean(np.logical_and.reduce(valid)[core])))
             found.append((images, valid))
         return tile(self.kernel, *found[int(np.argmax(shares))], back=back)
